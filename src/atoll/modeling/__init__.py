@@ -1,0 +1,1 @@
+"""The language model itself: one decoder, its initial weights, file formats, sampling."""
