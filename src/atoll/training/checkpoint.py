@@ -66,9 +66,6 @@ class CheckpointInfo:
     snapshot_seconds: float
 
 
-# ---------------------------------------------------------------------------------------- writing
-
-
 def write(
     folder: Path,
     step: int,
@@ -200,9 +197,6 @@ def _why_not_written(step: int, folder: Path, error: OSError, tensors: Tensors) 
     return what + ". Older checkpoints were kept."
 
 
-# --------------------------------------------------------------------------------- in background
-
-
 class Writer:
     """One background thread that writes checkpoints while the training goes on.
 
@@ -285,9 +279,6 @@ class Writer:
                 told = CheckpointError(f"a checkpoint failed: {type(error).__name__}: {error}")
                 told.__cause__ = error
                 self._results.put(told)
-
-
-# ---------------------------------------------------------------------------------------- reading
 
 
 class Checkpoint:
@@ -444,9 +435,6 @@ def _require_shapes(path: Path, group: str, found: Shapes, expected: Shapes) -> 
     surplus = [name for name in found if name not in expected]
     if surplus:
         raise CheckpointError(f"{path}: {group} tensor {surplus[0]} is not in the model")
-
-
-# ---------------------------------------------------------------------------------------- keeping
 
 
 def record_loss(folder: Path, step: int, loss: float) -> None:
