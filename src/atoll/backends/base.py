@@ -12,7 +12,7 @@ Read next: `cpu.py` (the smallest complete backend), then `proof.py`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -48,7 +48,7 @@ class Memory:
 
 
 class Backend:
-    """One vendor stack, about a dozen members; an instance is stateless but for its proof.
+    """One vendor stack, about a dozen members; an instance keeps nothing but its proofs.
 
     Args:
         device_type: the name torch has for the device ("xpu", a PrivateUse1 name, ...). Vendor
@@ -63,6 +63,7 @@ class Backend:
     def __init__(self, device_type: str | None = None) -> None:
         if device_type is not None:
             self.device_type = device_type
+        self._roots: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
         assert self.device_type, "the generic backend needs a device type"
 
     def __repr__(self) -> str:
@@ -145,7 +146,7 @@ class Backend:
         # torch fills every new tensor in this mode, to show reads of unset memory: costs time
         # and changes no bit of a program that never reads one.
         if hasattr(torch.utils, "deterministic"):
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.set_float32_matmul_precision("highest")
 
     def kind_facts(self, *, compute: str = "fp32", index: int = 0) -> dict[str, str | int | bool]:
@@ -189,14 +190,35 @@ class Backend:
     def sqrt(self, x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Correctly rounded fp32 square root of x >= 0, into `out` (may be x) or a new tensor.
 
-        Through float64: the root of a 24-bit number stays 2^-50 (relative to its binade) away
-        from every point between two fp32 numbers, so a float64 root that is wrong by up to three
-        of its last places still rounds to the right fp32.
+        The first of three ways that passes the shipped vectors on x's device: the device's own
+        root, its float64 root (`root_by_float64`), the host's. Which one cannot change a bit.
         """
+        root = self._exact_root(x.device)(x.detach())
+        return root if out is None else out.copy_(root)
+
+    def _exact_root(self, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The way of taking roots on this device, chosen by proof once and remembered."""
         import torch
 
-        root = x.detach().to(torch.float64).sqrt_().to(torch.float32)
-        return root if out is None else out.copy_(root)
+        from atoll.backends import proof
+
+        key = str(device)
+        if key not in self._roots:
+            found: Callable[[torch.Tensor], torch.Tensor] = self._root_on_host
+            for candidate in (torch.sqrt, root_by_float64):
+                if proof.root_failure(self, device, candidate) is None:
+                    found = candidate
+                    break
+            self._roots[key] = found
+        return self._roots[key]
+
+    def _root_on_host(self, x: torch.Tensor) -> torch.Tensor:
+        """Roots taken by the host's processor; costs two copies over the chip's link."""
+        import numpy as np
+        import torch
+
+        roots = np.sqrt(self.host(x).numpy())
+        return torch.from_numpy(roots).to(x.device)
 
     def prove_exact(self, index: int = 0) -> list[str]:
         """Names of the update's operations that are not IEEE-exact on this device; [] is good."""
@@ -208,6 +230,18 @@ class Backend:
     def host_update(self) -> bool:
         """True if the update must run on this island's host, as an operation failed its proof."""
         return bool(self.prove_exact())
+
+
+def root_by_float64(x: torch.Tensor) -> torch.Tensor:
+    """fp32 square root through float64, right even where the float64 root is not quite.
+
+    The root of a 24-bit number in [1, 4) stays at least 2^-50 away from every point halfway
+    between two fp32 numbers, so a float64 root that is off by up to three of its last places
+    (2^-52 each) still rounds to the right fp32.
+    """
+    import torch
+
+    return x.to(torch.float64).sqrt_().to(torch.float32)
 
 
 def current_accelerator() -> str | None:

@@ -153,8 +153,17 @@ def failures(backend: Backend, device: torch.device) -> list[str]:
     return list(report(backend, device))
 
 
-def _load() -> dict[str, Any]:
-    """The shipped vectors as NumPy arrays, bit patterns of fp32 viewed as fp32."""
+def root_failure(
+    backend: Backend, device: torch.device, root: Callable[[torch.Tensor], torch.Tensor]
+) -> str | None:
+    """What is wrong with one way of taking fp32 square roots on a device; None if nothing."""
+    check = Check(name="sqrt", run=root, inputs=("sqrt_in",), answer="sqrt", kept=True)
+    return _first_failure(backend, device, check, _load())
+
+
+@functools.cache
+def _load() -> Mapping[str, Any]:
+    """The shipped vectors as NumPy arrays (read only), bit patterns of fp32 viewed as fp32."""
     import numpy as np
 
     with np.load(vectors.shipped()) as stored:
