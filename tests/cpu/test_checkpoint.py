@@ -131,7 +131,7 @@ def test_load_into_refuses_another_type_before_it_changes_anything(tmp_path):
     save(tmp_path, 4)
     live = {name: torch.zeros_like(tensor) for name, tensor in weights().items()}
     live["norm.weight"] = live["norm.weight"].double()
-    with pytest.raises(CheckpointError, match="norm.weight is F32 in the checkpoint and F64"):
+    with pytest.raises(CheckpointError, match=r"norm\.weight is F32 in the checkpoint and F64"):
         read(tmp_path)[0].load_into("weights", live)
     assert all(not tensor.any() for tensor in live.values())
 
@@ -245,7 +245,7 @@ def test_a_newer_schema_is_refused_and_not_taken_for_damage(tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint, "SCHEMA", 9)
     save(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="schema 9.*update Atoll"):
+    with pytest.raises(CheckpointError, match=r"schema 9.*update Atoll"):
         read(tmp_path)
 
 

@@ -103,7 +103,7 @@ def write_bytes(file: FileIO, data: bytes) -> Written:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """Name and place of each tensor in a file whose bytes are known to be right."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     return {
@@ -154,4 +154,4 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(b"")
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return memoryview(flat.numpy())  # type: ignore[arg-type]
