@@ -168,6 +168,8 @@ class Fleet(Noun):
     The names of the lists are singular because the file writes them as [[island]].
     """
 
+    FILE_KEYS = ("schema",)
+
     shares: Shares = Shares()
     site: list[Site] = []
     island: list[Island] = Field(min_length=1)

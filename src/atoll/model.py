@@ -25,6 +25,8 @@ class Model(Noun):
     means that the tokenizer decides it. `flops_per_token` and the like need a vocab.
     """
 
+    FILE_KEYS = ("preset",)
+
     layers: Count = Field(examples=[4])
     width: Count = Field(examples=[192])
     heads: Count = Field(examples=[6])

@@ -45,7 +45,7 @@ class TokenizerSpec(Noun):
     def _exactly_one(self) -> Self:
         given = [name for name in ("train", "path", "from_") if getattr(self, name) is not None]
         if len(given) != 1:
-            fix = 'for example { train = 4096 }, { path = "tokenizer.json" } or { from = "smollm2" }'
+            fix = '{ train = 4096 } or { path = "tokenizer.json" } or { from = "smollm2" }'
             raise InputError("takes exactly one of train, path, from", fix=fix)
         return self
 
@@ -157,13 +157,15 @@ class RunSpec(Noun):
 class Recipe(Noun):
     """All that decides the bits of a run, and `[run]` beside it."""
 
+    FILE_KEYS = ("schema",)
+
     name: str = Field(min_length=1, max_length=100, examples=["quickstart"])
     seed: int = Field(ge=0, lt=2**63, examples=[1])
-    model: Model
-    data: DataSpec
-    batch: BatchSpec
-    optimizer: OptimizerSpec
-    schedule: ScheduleSpec
+    model: Model = Field(examples=[{"layers": 4, "width": 192, "heads": 6, "ffn": 512}])
+    data: DataSpec = Field(examples=[{"corpus": "shakespeare", "tokenizer": {"train": 4096}}])
+    batch: BatchSpec = Field(examples=[{"sequences": 16, "grain": 2}])
+    optimizer: OptimizerSpec = Field(examples=[{"lr": 1e-3}])
+    schedule: ScheduleSpec = Field(examples=[{"steps": 400}])
     precision: PrecisionSpec = PrecisionSpec()
     exchange: ExchangeSpec = ExchangeSpec()
     exact: ExactSpec = ExactSpec()
@@ -173,8 +175,8 @@ class Recipe(Noun):
     def _warmup_fits(self) -> Self:
         if self.schedule.warmup > self.total_steps():
             message = f"is longer than the run of {self.total_steps()} steps"
-            value = self.schedule.warmup
-            raise InputError(message, key="schedule.warmup", value=value, fix="write fewer steps")
+            value, fix = self.schedule.warmup, f"write warmup = {self.total_steps()} or less"
+            raise InputError(message, key="schedule.warmup", value=value, fix=fix)
         return self
 
     @classmethod

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -23,6 +23,9 @@ SCHEMA = 1
 
 class Noun(BaseModel):
     """The base of all nouns: frozen, no unknown keys, no silent conversion, no NaN."""
+
+    FILE_KEYS: ClassVar[tuple[str, ...]] = ()
+    """Keys that a file may hold too and that are resolved before validation."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True
@@ -62,15 +65,15 @@ def load_toml(path: Path | str) -> dict[str, Any]:
         raise InputError(f"is not TOML: {error}", file=path, fix=fix) from None
 
 
-def take_schema(data: Mapping[str, Any], *, file: Path | str, known: int = SCHEMA) -> dict[str, Any]:
+def take_schema(data: Mapping[str, Any], *, file: Path | str) -> dict[str, Any]:
     """`data` without its `schema` number (1 if absent). InputError if it is newer than ours."""
     rest = dict(data)
     schema = rest.pop("schema", 1)
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        fix = f"write schema = {known}, or leave it out"
+        fix = f"write schema = {SCHEMA}, or leave it out"
         raise InputError("is no schema number", file=file, key="schema", value=schema, fix=fix)
-    if schema > known:
-        message = f"was written for a newer Atoll; this one reads schema {known} and older"
+    if schema > SCHEMA:
+        message = f"was written for a newer Atoll; this one reads schema {SCHEMA} and older"
         fix = "upgrade with: pip install --upgrade atoll"
         raise InputError(message, file=file, key="schema", value=schema, fix=fix)
     return rest
@@ -88,7 +91,8 @@ def validate(cls: type[N], data: object, *, file: Path | str | None = None) -> N
         # An unknown key often explains a missing one, so it is told first.
         faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     found = _explain(cls, data, faults[0])
-    others = {_dotted(_steps(data, fault["loc"])) for fault in faults[1:]} - {found.key or ""}
+    told = {found.key, *(found.fix or "").removeprefix("nearest: ").splitlines()[:1]}
+    others = {_dotted(_steps(data, fault["loc"])) for fault in faults[1:]} - told
     if others:
         also = "also wrong: " + ", ".join(sorted(others)[:5])
         found.fix = also if found.fix is None else f"{found.fix}\n{also}"
@@ -103,8 +107,9 @@ def _explain(cls: type[BaseModel], data: object, fault: ErrorDetails) -> InputEr
     kind, context = fault["type"], fault.get("ctx", {})
     value = fault["input"]
     if kind == "extra_forbidden":
-        fix = _near_keys(cls, steps)
-        return InputError("there is no such key", key=key, value=value, fix=fix)
+        shown = MISSING if isinstance(value, dict) else value
+        message = f"there is no such {'table' if isinstance(value, dict) else 'key'}"
+        return InputError(message, key=key, value=shown, fix=_near_keys(cls, steps))
     if kind == "missing":
         return InputError("this key is missing", key=key, fix=_example(cls, steps))
     raised = context.get("error")
@@ -142,7 +147,13 @@ def _wanted(kind: str, context: Mapping[str, Any], message: str) -> str:
         "less_than": "must be less than {lt}",
         "less_than_equal": "must be at most {le}",
     }
-    return words[kind].format_map(context) if kind in words else message
+    numbers = {name: _plain_number(value) for name, value in context.items()}
+    return words[kind].format_map(numbers) if kind in words else message
+
+
+def _plain_number(value: object) -> object:
+    """0.0 as 0, the way a person writes a limit."""
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def _not_allowed(
@@ -170,7 +181,7 @@ def _near_keys(cls: type[BaseModel], steps: Sequence[str | int]) -> str:
     """The nearest right key: in this table, of that very name elsewhere, nearly so elsewhere."""
     wrong = str(steps[-1])
     owner = _class_at(cls, steps[:-1])
-    here = [name for name, _ in _fields(owner)] if owner else []
+    here = _names(owner) if owner else []
     table = _dotted(steps[:-1])
     everywhere = list(_all_keys(cls))
     lines = []
@@ -180,7 +191,7 @@ def _near_keys(cls: type[BaseModel], steps: Sequence[str | int]) -> str:
         lines.append("nearest: " + ", ".join(same))
     else:
         leaves = {key.rsplit(".", 1)[-1]: key for key in everywhere}
-        if near := difflib.get_close_matches(wrong, list(leaves), n=1):
+        if near := difflib.get_close_matches(wrong, list(leaves), n=1, cutoff=0.8):
             lines.append(f"nearest: {leaves[near[0]]}")
     lines.append(f"keys of {f'[{table}]' if table else 'the file'}: {', '.join(here)}")
     return "\n".join(lines)
@@ -216,9 +227,7 @@ def _steps(data: object, loc: Sequence[str | int]) -> list[str | int]:
             here = here[step] if step < len(here) else None
         elif isinstance(step, str) and isinstance(here, dict):
             here = here.get(step)
-        elif isinstance(here, dict | list | tuple) or not isinstance(step, str):
-            continue
-        elif here is not None or "[" in step or step in ("str", "text", "list"):
+        else:
             continue
         steps.append(step)
     return steps
@@ -236,6 +245,11 @@ def _fields(cls: type[BaseModel]) -> Iterator[tuple[str, Any]]:
     """The fields of a noun under the names that files use."""
     for name, field in cls.model_fields.items():
         yield field.alias or name, field
+
+
+def _names(cls: type[BaseModel]) -> list[str]:
+    """The keys of a noun's table in a file."""
+    return [name for name, _ in _fields(cls)] + list(getattr(cls, "FILE_KEYS", ()))
 
 
 def _class_at(cls: type[BaseModel], steps: Sequence[str | int]) -> type[BaseModel] | None:
@@ -268,7 +282,7 @@ def _literals(annotation: Any) -> Iterator[object]:
 
 def _all_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every dotted key that a file of this noun may hold."""
+    yield from (prefix + name for name in _names(cls))
     for name, field in _fields(cls):
-        yield prefix + name
         for inner in _nouns_in(field.annotation):
             yield from _all_keys(inner, f"{prefix}{name}.")

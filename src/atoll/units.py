@@ -22,9 +22,10 @@ BYTES: Mapping[str, Fraction] = {
 }
 BANDWIDTHS: Mapping[str, Fraction] = {
     "b/s": Fraction(1, 8),
+    **{prefix + "b/s": Fraction(_DECIMAL[prefix], 8) for prefix in ("K", "M", "G", "T")},
     "B/s": Fraction(1),
-    **{prefix + "b/s": Fraction(factor, 8) for prefix, factor in _DECIMAL.items()},
-    **{prefix + "B/s": Fraction(factor) for prefix, factor in {**_DECIMAL, **_BINARY}.items()},
+    **{prefix + "B/s": Fraction(_DECIMAL[prefix]) for prefix in ("K", "M", "G", "T")},
+    **{prefix + "B/s": Fraction(_BINARY[prefix]) for prefix in ("Ki", "Mi", "Gi", "Ti")},
 }
 SECONDS: Mapping[str, Fraction] = {
     "us": Fraction(1, 10**6),
@@ -123,7 +124,7 @@ def format_seconds(seconds: float) -> str:
     return f"{whole} {large} {rest} {small}" if rest else f"{whole} {large}"
 
 
-def _parse(text: str, units: Mapping[str, Fraction], what: str, example: str) -> Fraction:
+def _parse(text: object, units: Mapping[str, Fraction], what: str, example: str) -> Fraction:
     """The value of `text` in base units, exactly. Raises InputError."""
     if not isinstance(text, str):
         fix = f'write it as text with a unit, for example "{example}"'
@@ -134,15 +135,11 @@ def _parse(text: str, units: Mapping[str, Fraction], what: str, example: str) ->
         raise InputError(f"is not a {what}", value=text, fix=fix)
     number, unit = Fraction(match[1]), match[2]
     if unit not in units:
-        raise InputError(*_wrong_unit(unit, units, what), value=text, fix=_unit_fix(unit, units))
+        message = f'"{unit}" is no unit of {what}' if unit else f"a {what} needs a unit"
+        raise InputError(message, value=text, fix=_unit_fix(unit, units))
     if number < 0:
         raise InputError(f"a {what} is not negative", value=text, fix=f'for example "{example}"')
     return number * units[unit]
-
-
-def _wrong_unit(unit: str, units: Mapping[str, Fraction], what: str) -> tuple[str]:
-    """The first line of a unit error."""
-    return (f'"{unit}" is no unit of {what}' if unit else f"a {what} needs a unit",)
 
 
 def _unit_fix(unit: str, units: Mapping[str, Fraction]) -> str:
