@@ -126,6 +126,7 @@ class Connection:
         self._receiving = threading.RLock()
         self._closed = threading.Event()
         self._closing = threading.Lock()
+        self._reason = ""
         _tune(peer_socket)
 
     @property
@@ -134,16 +135,20 @@ class Connection:
         return self._closed.is_set()
 
     def send(self, kind: str, **fields: Any) -> None:
-        """Send one message. `ConnectionClosed` if the peer is gone or takes nothing for
-        `send_timeout` seconds; `ProtocolError` (nothing sent) if the frame is too large.
+        """Send one message. `ProtocolError` (nothing sent) if the frame is too large.
+
+        `ConnectionClosed` if the peer is gone; what it said before can still be received, its last
+        words among them. Also if it takes nothing for `send_timeout` seconds; then all is over.
         """
         frame = memoryview(encode(kind, fields))
         with self._sending:
             self._check_open()
             try:
                 self._send_all(frame)
+            except TimeoutError as error:
+                self.close(reason=f"{self.peer} takes nothing: {error}")
+                raise ConnectionClosed(self._reason) from error
             except OSError as error:
-                self.close()
                 raise ConnectionClosed(f"{self.peer} is gone: {error}") from error
 
     def _send_all(self, frame: memoryview) -> None:
@@ -156,9 +161,7 @@ class Connection:
                     poll = select.poll()
                     poll.register(self._socket, select.POLLOUT)
                 if not poll.poll(self.send_timeout * 1000):
-                    raise TimeoutError(
-                        f"it took nothing for {self.send_timeout:g} seconds"
-                    ) from None
+                    raise TimeoutError(f"waited {self.send_timeout:g} seconds") from None
                 self._check_open()
 
     def receive(self, timeout: float | None = None) -> Message:
@@ -170,6 +173,7 @@ class Connection:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._receiving:
             while True:
+                self._check_open()
                 message = self._next_message()
                 if message is not None:
                     return message
@@ -200,7 +204,6 @@ class Connection:
         """Take in what has arrived, waiting until something has."""
         poll = None
         while True:
-            self._check_open()
             try:
                 data = self._socket.recv(_CHUNK_BYTES)
                 break
@@ -215,6 +218,7 @@ class Connection:
             if left is not None and left <= 0:
                 raise TimeoutError(f"nothing from {self.peer} in time")
             poll.poll(None if left is None else left * 1000)
+            self._check_open()
         if not data:
             inside = " in the middle of a message" if self._buffer else ""
             self.close()
@@ -223,13 +227,14 @@ class Connection:
 
     def _check_open(self) -> None:
         if self._closed.is_set():
-            raise ConnectionClosed(f"the connection to {self.peer} is closed")
+            raise ConnectionClosed(self._reason)
 
-    def close(self) -> None:
-        """Hang up; whoever waits in `send` or `receive` gets `ConnectionClosed`. May be repeated."""
+    def close(self, *, reason: str | None = None) -> None:
+        """Hang up; who waits in `send` or `receive` gets `ConnectionClosed`. May be repeated."""
         with self._closing:
             if self._closed.is_set():
                 return
+            self._reason = reason or f"the connection to {self.peer} is closed"
             self._closed.set()
         # shutdown wakes the threads that poll this socket; only when they have left may its
         # number be given back, or a new file of the same number would be polled in its place.

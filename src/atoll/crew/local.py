@@ -51,7 +51,7 @@ class _Preloader:
         self._on_report = on_report
         self._on_end = on_end
         self._writing = threading.Lock()
-        with open(log, "wb") as errors:
+        with log.open("wb") as errors:
             # A session of its own: Ctrl-C in the terminal is for the pilot alone.
             self.process = subprocess.Popen(
                 arguments,
@@ -280,19 +280,19 @@ class LocalCrew:
 
 def _child_environment(environment: Mapping[str, str], python_path: list[str]) -> dict[str, str]:
     """Our environment, what the chip adds, and a path on which the child finds this package."""
-    paths = [*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]
+    complete = {**os.environ, **environment}
+    paths = [*python_path, *filter(None, [complete.get("PYTHONPATH")])]
     here = Path(__file__).resolve().parents[2]
     if here.name not in ("site-packages", "dist-packages"):
-        paths.append(str(here))
-    ours = {**os.environ, **environment}
+        paths.append(str(here))  # a checkout that is not installed
     if paths:
-        ours["PYTHONPATH"] = os.pathsep.join(paths)
-    return ours
+        complete["PYTHONPATH"] = os.pathsep.join(paths)
+    return complete
 
 
 def _read_tail(path: Path, *, start: int) -> str:
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(start, size - _TAIL_BYTES))
             return file.read().decode("utf-8", errors="replace")

@@ -101,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Keep the garbage collector of a child from writing into the pages that all share.
     gc.collect()
     gc.freeze()
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate())
+        sys.stderr.write(f"preload: importing has started threads that no fork has: {names}\n")
     nursery.report(ready=os.getpid())
     start = _serve(nursery)
     return 0 if start is None else _run_island(start, entry=options.entry)
@@ -154,7 +157,8 @@ def _obey(nursery: Nursery, request: dict[str, Any]) -> Start | None:
     try:
         pid = os.fork()
     except OSError as error:
-        print(f"cannot start island {start.name}: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"cannot start island {start.name}: {error}\n")
+        sys.stderr.flush()
         nursery.report(exited=start.name, status=1)
         pid = -1
     if pid == 0:
@@ -216,10 +220,12 @@ def _run_island(start: Start, *, entry: str) -> int:
     except SystemExit as leaving:
         if leaving.code is None or isinstance(leaving.code, int):
             return leaving.code or 0
-        print(leaving.code, file=sys.stderr)
+        sys.stderr.write(f"{leaving.code}\n")
         return 1
-    except BaseException:  # noqa: BLE001 - whatever it is, it ends here and is shown
-        traceback.print_exc()
+    except BaseException as error:
+        assert error.__traceback__ is not None
+        error.__traceback__ = error.__traceback__.tb_next  # less this function's own frame
+        traceback.print_exception(error)
         return 1
 
 

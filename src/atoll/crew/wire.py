@@ -57,6 +57,7 @@ MAX_HELLO_BYTES = 64 * 1024
 """Largest frame that a peer may send before it has shown the token."""
 MAX_PENDING_HELLOS = 512
 """Connections that may be in the middle of a greeting; more are hung up on at once."""
+MAX_NAME_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +237,8 @@ class Listener:
         return None if self._admit is None else self._admit(fields)
 
     def _take_name(self, name: str) -> str | None:
+        if not (name.isprintable() and len(name) <= MAX_NAME_CHARACTERS):
+            return f"a name has at most {MAX_NAME_CHARACTERS} printable characters"
         with self._lock:
             if name in self._names:
                 return f"an island named {name!r} is connected already"
@@ -352,7 +355,7 @@ def write_token_file(path: Path) -> str:
         # A new file, never an old one: somebody may hold that open, or it may be a link.
         path.unlink(missing_ok=True)
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(number, "w", encoding="ascii") as file:
+        with os.fdopen(number, "w", encoding="ascii") as file:
             file.write(token + "\n")
     except OSError as error:
         raise InputError(f"cannot write the token file: {error}", file=path) from error
@@ -363,7 +366,7 @@ def read_token_file(path: Path) -> str:
     """The token in `path`; `InputError` when the file is missing, unreadable, empty or no token."""
     fix = "copy the token file that the pilot wrote, and give its path"
     try:
-        with open(path, encoding="ascii") as file:
+        with path.open(encoding="ascii") as file:
             token = file.read(4097).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the token file: {error}", file=path, fix=fix) from error
