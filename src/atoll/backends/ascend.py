@@ -44,14 +44,6 @@ class Ascend(Backend):
         """True if torch_npu loads and sees a device."""
         return _load() is None and self.num_devices() > 0
 
-    def num_devices(self) -> int:
-        """How many NPUs (dies, on two-die chips) this process sees."""
-        return int(self._module().device_count())
-
-    def synchronize(self) -> None:
-        """Wait until all that was asked of the current NPU is done."""
-        self._module().synchronize()
-
     def prepare(self, *, threads: int = 1, deterministic: bool = True) -> None:
         """Settings of the base, no HF32, no private tensor layouts, ready-made kernels.
 

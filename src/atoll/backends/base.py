@@ -91,10 +91,6 @@ class Backend:
 
     def num_devices(self) -> int:
         """How many devices this process sees."""
-        import torch
-
-        if hasattr(torch, "accelerator"):
-            return int(torch.accelerator.device_count())
         return int(self._module().device_count())
 
     def device(self, index: int = 0) -> torch.device:
@@ -105,12 +101,7 @@ class Backend:
 
     def synchronize(self) -> None:
         """Wait until all that was asked of the current device is done."""
-        import torch
-
-        if hasattr(torch, "accelerator"):
-            torch.accelerator.synchronize()
-        else:
-            self._module().synchronize()
+        self._module().synchronize()
 
     def memory(self, index: int = 0) -> Memory:
         """Free, total and peak bytes of a device, as far as its torch module says."""
@@ -125,6 +116,7 @@ class Backend:
         return Memory(free=free, total=total, peak=peak)
 
     def _module(self) -> Any:
+        """The module that every vendor registers on torch under its device type."""
         import torch
 
         return getattr(torch, self.device_type)

@@ -37,14 +37,6 @@ class Cambricon(Backend):
         """True if torch_mlu loads and sees a device."""
         return _load() is None and self.num_devices() > 0
 
-    def num_devices(self) -> int:
-        """How many MLUs this process sees."""
-        return int(self._module().device_count())
-
-    def synchronize(self) -> None:
-        """Wait until all that was asked of the current MLU is done."""
-        self._module().synchronize()
-
     def prepare(self, *, threads: int = 1, deterministic: bool = True) -> None:
         """Settings of the base, and no TF32 in matrix products or convolutions.
 
