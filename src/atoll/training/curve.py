@@ -112,7 +112,7 @@ def ticks(axis: Axis, most: int) -> list[float]:
             if len(found) <= most:
                 break
         if len(found) >= 2:
-            return found
+            return found[:: math.ceil(len(found) / most)]
     rough = (axis.high - axis.low) / max(1, most)
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10, 20) if unit * m >= rough)

@@ -27,7 +27,13 @@ _PAINTS_PER_SECOND = 2.5
 _WIDEST = 120
 _MOST_MESSAGES = 3
 _MOST_ISLANDS = 12
-_STATE_STYLES = {"training": "green", "joining": "yellow", "waiting": "yellow", "lost": "red"}
+_STATE_STYLES = {
+    "computing": "green",
+    "training": "green",
+    "joining": "yellow",
+    "waiting": "yellow",
+    "lost": "red",
+}
 
 
 class LiveDisplay:
@@ -98,7 +104,7 @@ class LiveDisplay:
 
     def _start(self) -> None:
         if not self._live.is_started and not self._closed:
-            self._live.start()
+            self._live.start(refresh=True)
 
     def _preparing(self, text: str, fraction: float | None, width: int) -> RenderableType:
         line = Table.grid(padding=(0, 1))

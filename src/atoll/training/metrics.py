@@ -19,12 +19,19 @@ from typing import Any, Self
 class Metrics:
     """Appends scalars to one new event file in `folder`; several files there form one run.
 
-    `first_step` is the first step that will be recorded: points of an earlier attempt from there
-    on are dropped by TensorBoard, so that a resumed run shows one line. Each call hands its values
+    With `first_step`, the first step that will be recorded, TensorBoard drops the points of an
+    earlier attempt from there on, so that a resumed run shows one line. `report` is told, once,
+    when the files cannot be written. Each call hands its values
     to the kernel before it returns; there is no thread.
     """
 
-    def __init__(self, folder: Path, *, first_step: int, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_step: int | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -42,7 +49,8 @@ class Metrics:
             self._give_up(error)
         source = SourceMetadata(writer="atoll")
         self._add(file_version="brain.Event:2", source_metadata=source)
-        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+        if first_step is not None:
+            self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def __enter__(self) -> Self:
         return self
@@ -81,11 +89,7 @@ class Metrics:
         values = {name: value for name, value in single.items() if value is not None}
         values |= {f"share/{island}": value for island, value in (shares or {}).items()}
         values |= {f"speed/{island}": value for island, value in (speeds or {}).items()}
-        summary = self._summary()
-        for name, value in values.items():
-            if math.isfinite(value):
-                summary.value.add(tag=name, simple_value=float(value))
-        self._add(step=step, summary=summary)
+        self._write(step, values)
 
     def close(self) -> None:
         """Close the file. Idempotent; nothing can be recorded afterwards."""
@@ -93,6 +97,13 @@ class Metrics:
         if records is not None:
             with contextlib.suppress(OSError):
                 records.close()
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        summary = self._summary()
+        for name, value in values.items():
+            if math.isfinite(value):
+                summary.value.add(tag=name, simple_value=float(value))
+        self._add(step=step, summary=summary)
 
     def _add(self, **fields: Any) -> None:
         if self._records is None:
@@ -106,4 +117,5 @@ class Metrics:
 
     def _give_up(self, error: OSError) -> None:
         self.close()
-        self._report(f"metrics for TensorBoard are no longer written: {error}")
+        if self._report is not None:
+            self._report(f"metrics for TensorBoard are no longer written: {error}")
