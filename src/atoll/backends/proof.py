@@ -24,18 +24,20 @@ if TYPE_CHECKING:
     from atoll.backends.base import Backend
 
 FLUSH_BELOW = 2.0**vectors.FLUSH_EXPONENT
-"""Magnitudes below this become zero wherever the update stores a number."""
+"""Magnitudes up to this become zero wherever the update stores a number."""
 
 _TILES = 8  # 8 x 5003 elements are more than torch gives one thread at a time (32,768)
 
 
 def flush_(x: torch.Tensor) -> torch.Tensor:
-    """Set what is smaller in magnitude than 2^-96 to +0 in place, by compare and select.
+    """Set what is at most 2^-96 in magnitude to +0 in place, by compare and select.
 
     Denormals are slow on some chips and flushed by the hardware of others, so no number the
-    update keeps comes near them. NaN and infinities stay.
+    update keeps comes near them.
     """
-    return x.masked_fill_(x.abs() < FLUSH_BELOW, 0.0)
+    import torch
+
+    return x.copy_(torch.nn.functional.hardshrink(x, FLUSH_BELOW))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +143,10 @@ def report(backend: Backend, device: torch.device) -> dict[str, str]:
                 reason = _first_failure(backend, device, check, arrays)
                 if reason is not None:
                     found[check.name] = reason
-        if "int64 square sum" not in found:
-            reason = _square_sum(backend, device, arrays)
+        for name, prove in (("int64 square sum", _square_sum), ("largest", _largest)):
+            reason = prove(backend, device, arrays)
             if reason is not None:
-                found["int64 square sum"] = reason
+                found[name] = reason
     return found
 
 
@@ -211,7 +213,7 @@ def _difference(got: Any, arrays: Mapping[str, Any], check: Check) -> str | None
         return f"gave {got.dtype} instead of {right.dtype}"
     right = np.tile(right, len(got) // len(right))
     if check.kept:
-        got = np.where(np.abs(got) < np.float32(FLUSH_BELOW), np.float32(0), got)
+        got = np.where(np.abs(got) <= np.float32(FLUSH_BELOW), np.float32(0), got)
     bits = {4: np.uint32, 8: np.uint64}[got.dtype.itemsize]
     wrong = np.flatnonzero(got.view(bits) != right.view(bits))
     if len(wrong) == 0:
@@ -229,7 +231,7 @@ def _at(values: Any, index: int) -> Any:
 
 
 def _square_sum(backend: Backend, device: torch.device, arrays: Mapping[str, Any]) -> str | None:
-    """Proof of the one reduction: squares of 15-bit integers summed in int64."""
+    """Proof of the one sum on the device: squares of 15-bit integers, in int64."""
     right = int(arrays["square_sum"][0])
     for layout, tensor in _layouts(device, arrays["small"]):
         wanted = right * (len(tensor) // vectors.NUM_VALUES)
@@ -239,4 +241,26 @@ def _square_sum(backend: Backend, device: torch.device, arrays: Mapping[str, Any
             return f"{layout}: {type(error).__name__}: {str(error).splitlines()[0]}"
         if got != wanted:
             return f"{layout}: the sum of squares is {got}, right is {wanted}"
+    return None
+
+
+def _largest(backend: Backend, device: torch.device, arrays: Mapping[str, Any]) -> str | None:
+    """Proof that min and max are found exactly, and that one NaN or infinity is never lost."""
+    import numpy as np
+    import torch
+
+    for layout, tensor in _layouts(device, arrays["a"]):
+        for planted in (None, float("inf"), float("-inf"), float("nan")):
+            expected = [float(arrays["a"].min()), float(arrays["a"].max())]
+            if planted is not None:
+                tensor[4099] = planted
+                expected = [min(expected[0], planted), max(expected[1], planted)]
+                if planted != planted:
+                    expected = [planted, planted]
+            try:
+                found = [float(backend.host(x)) for x in torch.aminmax(tensor)]
+            except (RuntimeError, NotImplementedError, TypeError) as error:
+                return f"{layout}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            if not np.array_equal(found, expected, equal_nan=True):
+                return f"{layout}: min and max are {found}, right is {expected}"
     return None

@@ -6,7 +6,7 @@ again. This module checks nothing (that is `proof.py`), and imports neither torc
 `write`, NumPy.
 
 fp32 numbers are kept as their bit patterns. Answers of arithmetic are what the update keeps of
-them: magnitudes under 2^-96 are zero, and a zero has no sign.
+them: magnitudes up to 2^-96 are zero, and a zero has no sign.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NUM_VALUES = 5003
 """Length of every vector: beyond 4096, and odd, so that vector code runs and so do its tails."""
 
 FLUSH_EXPONENT = -96
-"""Magnitudes under 2 to this power become zero in the update (denormals are far below)."""
+"""Magnitudes up to 2 to this power become zero in the update (denormals are far below)."""
 
 SCALARS = (0x3F666666, 0x3F733333, 0x35800000, 0x3EAAAAAB)
 """fp32 bits of what vectors are multiplied by: 0.9, 0.95, 2^-20 and 1/3, each rounded."""
@@ -90,10 +90,15 @@ def rounded(value: Fraction) -> int:
     return sign | bits
 
 
+def _flushed(bits: int) -> int:
+    """The bit pattern, or that of +0 if its magnitude is at most the border."""
+    border = (FLUSH_EXPONENT + _BIAS) << _MANTISSA_BITS
+    return 0 if bits & ~_SIGN <= border else bits
+
+
 def kept(value: Fraction) -> int:
     """What the update keeps of an exact result: rounded, and zero if it is then too small."""
-    bits = rounded(value)
-    return 0 if abs(fraction_of(bits)) < Fraction(2) ** FLUSH_EXPONENT else bits
+    return _flushed(rounded(value))
 
 
 def _normal(stream: _Stream, exponent: int, *, mantissa: int | None = None) -> int:
@@ -203,10 +208,6 @@ def _flush_operand(stream: _Stream, family: int) -> int:
     if family == 2:
         return sign
     return _normal(stream, stream.between(-126, 60))
-
-
-def _flushed(bits: int) -> int:
-    return 0 if abs(fraction_of(bits)) < Fraction(2) ** FLUSH_EXPONENT else bits
 
 
 def _whole(stream: _Stream, width: int, family: int) -> int:
