@@ -104,12 +104,20 @@ class Order:
         """Source of a position, and how many sequences of this source came in the order before."""
         if len(self.num_windows) == 1:
             return 0, position
-        period = sum(self.counts)
-        round_, slot = divmod(position, period)
+        round_, slot = divmod(position, sum(self.counts))
         keys = round_keys("atoll mixture 1", self.seed, round_)
-        slot = permuted(slot, size=period, keys=keys)
-        for source, count in enumerate(self.counts):
-            if slot < count:
-                return source, round_ * count + slot
-            slot -= count
-        raise AssertionError("the counts add up to the period")
+        source, rank = _arrangement(self.counts, keys)[slot]
+        return source, round_ * self.counts[source] + rank
+
+
+@lru_cache(maxsize=16)
+def _arrangement(counts: tuple[int, ...], keys: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """For each slot of a mixture period: its source, and how many slots of it came before."""
+    sources = [source for source, count in enumerate(counts) for _ in range(count)]
+    seen = [0] * len(counts)
+    arranged = []
+    for slot in range(len(sources)):
+        source = sources[permuted(slot, size=len(sources), keys=keys)]
+        arranged.append((source, seen[source]))
+        seen[source] += 1
+    return tuple(arranged)

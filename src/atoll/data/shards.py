@@ -100,6 +100,7 @@ def prepare(data: DataSpec, *, cache: Path, base: Path, progress: Progress) -> S
     splits = [_survey(source, data.validation, tell) for source in request.sources]
     ready = None
     if request.tokenizer_file is not None:
+        tell(f"reading the tokenizer in {request.tokenizer_file.name}", None)
         ready = ready_tokenizer(request.tokenizer_file)
         end_of_text_id(ready)
     try:
@@ -182,6 +183,7 @@ def _cached(request: _Input, cache: Path, tell: Progress) -> tuple[Shards | None
 def _survey(source: Source, fraction: float, tell: Progress) -> Split:
     """The first pass: refuses an empty corpus, fixes the split."""
     what = f"reading {source.name}"
+    tell(what, None)
     split = survey(
         _reported(hashed(source.documents()), what, source.num_bytes, tell), fraction=fraction
     )
