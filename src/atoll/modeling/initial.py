@@ -40,7 +40,7 @@ _DEVIATION = math.sqrt(_NUM_UNIFORMS * (2.0**32 - 1.0) / 12.0)
 
 
 def standard_deviation(name: str, model: Model) -> float | None:
-    """The standard deviation of the tensor ``name`` of ``model``; None means that it starts as ones.
+    """The standard deviation of the tensor ``name`` of ``model``; None: it starts as ones.
 
     Matrices and the embedding have 0.02; the two matrices of a block that write into the residual
     stream have 0.02 / sqrt(2 * layers), so that its variance does not grow with depth (the rule of
@@ -82,7 +82,7 @@ def tensor(seed: int, name: str, shape: tuple[int, ...], std: float) -> npt.NDAr
 def fill(decoder: Decoder, seed: int) -> None:
     """Set every parameter of ``decoder`` to its initial value, on whatever device it is.
 
-    Costs one tensor of host memory at a time; about 20 nanoseconds an element on one core.
+    Costs one tensor of host memory at a time; about 12 nanoseconds an element on one core.
     """
     import torch
 
@@ -103,7 +103,7 @@ def _key(seed: int, name: str) -> np.uint64:
 
 
 def _lane_sums(key: np.uint64, counter: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Hash key and counter (splitmix64); return its four 16-bit numbers added in two 32-bit lanes."""
+    """Splitmix64 of key and counter: its four 16-bit numbers, added in two 32-bit lanes."""
     z = counter * _GOLDEN
     z += key
     z ^= z >> _SHIFT_30
