@@ -1,0 +1,134 @@
+"""Gradients added up as integers: quantise, add, and forget the floating-point gradient at once.
+
+One `Accumulator` holds an island's sums of the open step; all its lanes add into it. Integer addition is
+associative, so any order of grains, lanes, islands and collectives gives the same bits. On the host the
+work goes block by block: a block's gradient is read once, its maximum taken, scaled, rounded, converted
+and added while it is in the cache, so main memory sees no more traffic than plain fp32 accumulation.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atoll.training.digests import ROW, sum_digest
+from atoll.training.exponents import Width
+
+BLOCK = 32 * ROW
+"""Elements that are worked on at a time on the host: 256 KiB of fp32."""
+
+DTYPES: dict[Width, torch.dtype] = {32: torch.int32, 64: torch.int64}
+
+
+@dataclass(frozen=True, slots=True)
+class SquareSum:
+    """Sum of (q >> shift)**2 over one tensor's integers; `shift` leaves the largest of them 15 bits."""
+
+    total: int
+    shift: int
+
+
+def blocks(flat: Tensor) -> list[tuple[int, Tensor]]:
+    """(offset, view) pieces of a flat tensor: cache-sized on the host, one whole piece on a device."""
+    size = flat.numel()
+    step = BLOCK if flat.device.type == "cpu" else max(size, 1)
+    return [(first, flat[first : first + step]) for first in range(0, size, step)]
+
+
+class IntegerSums:
+    """One integer tensor for each tensor of the model, in one flat buffer per width.
+
+    `views[i]` has the shape of tensor i; `flats` are what an exchange moves.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], widths: Sequence[Width], device: torch.device
+    ) -> None:
+        sizes = [int(torch.Size(shape).numel()) for shape in shapes.values()]
+        self.flats: dict[Width, Tensor] = {}
+        self.views: list[Tensor] = [torch.empty(0)] * len(sizes)
+        for width in sorted(set(widths)):
+            members = [i for i, w in enumerate(widths) if w == width]
+            flat = torch.zeros(sum(sizes[i] for i in members), dtype=DTYPES[width], device=device)
+            self.flats[width] = flat
+            first = 0
+            for i in members:
+                self.views[i] = flat[first : first + sizes[i]]
+                first += sizes[i]
+
+    def zero_(self) -> None:
+        """Forget everything."""
+        for flat in self.flats.values():
+            flat.zero_()
+
+    def copy_(self, other: IntegerSums) -> None:
+        """Take over the sums of another one of the same shapes."""
+        for width, flat in self.flats.items():
+            flat.copy_(other.flats[width])
+
+    def numbers_of_bytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(flat.numel() * flat.element_size() for flat in self.flats.values())
+
+
+class Accumulator:
+    """An island's integer sums of the open step, shared by its lanes (each tensor has a lock)."""
+
+    def __init__(self, sums: IntegerSums) -> None:
+        self.sums = sums
+        self.exponents: list[int] = []
+        self._locks = [threading.Lock() for _ in sums.views]
+
+    def start(self, exponents: Sequence[int]) -> None:
+        """Open a step (or another attempt at it) with these exponents."""
+        self.exponents = list(exponents)
+        self.sums.zero_()
+
+    def add(self, index: int, gradient: Tensor, *, digest: bool = False) -> tuple[Tensor, int]:
+        """Add one grain's gradient of tensor `index`.
+
+        Returns max|g| as a 0-d tensor (NaN or inf where the gradient is not finite; the integers are
+        then worthless, and the caller must not commit them) and, if `digest` is asked for, the sum
+        digest of this grain's integers alone.
+        """
+        target = self.sums.views[index]
+        scale = 2.0 ** self.exponents[index]
+        largest: list[Tensor] = []
+        total = 0
+        flat = gradient.detach().reshape(-1)
+        with self._locks[index]:
+            for offset, block in blocks(flat):
+                low, high = torch.aminmax(block)
+                largest.append(torch.maximum(-low, high))
+                integers = (block * scale).round_().to(target.dtype)
+                target[offset : offset + block.numel()].add_(integers)
+                if digest:
+                    total += sum_digest(integers.cpu(), tensor=index, offset=offset)
+        return torch.stack(largest).amax(), total
+
+
+def square_sum(integers: Tensor) -> SquareSum:
+    """Sum of squares of one tensor's integers, shifted so that the largest fits 15 bits (exact int64).
+
+    On the host each block's sum is taken as a float64 dot product: all its partial sums are integers
+    below 2**53, so it is the same integer in any order. Elsewhere in int64.
+    """
+    if not integers.numel():
+        return SquareSum(0, 0)
+    low, high = torch.aminmax(integers)
+    largest = max(-int(low), int(high))
+    shift = max(0, largest.bit_length() - 15)
+    total = 0
+    for _, block in blocks(integers):
+        shifted = block >> shift if shift else block
+        if block.device.type == "cpu":
+            exact = shifted.to(torch.float64)
+            total += int(torch.dot(exact, exact).item())
+        else:
+            wide = shifted.to(torch.int64)
+            total += int((wide * wide).sum().item())
+    return SquareSum(total, shift)

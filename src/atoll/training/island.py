@@ -1,0 +1,449 @@
+"""An island: one process that dials the pilot, computes the grains it is given and holds the weights.
+
+It obeys a small set of messages (`Island.handle`): prepare, join, restore, assign, exchange, commit,
+validate, fingerprint, checkpoint, finish. It decides nothing that could change a bit of the run. Started by
+`atoll island` from any launcher, or forked by the local crew through the same `main`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from atoll import backends
+from atoll.crew import wire
+from atoll.data.sampler import Sampler
+from atoll.data.shards import open_shards
+from atoll.digest import digest_of
+from atoll.errors import AtollError, CheckpointError
+from atoll.model import Model
+from atoll.modeling import initial
+from atoll.modeling.decoder import Decoder
+from atoll.recipe import Recipe
+from atoll.training import checkpoint
+from atoll.training.accumulator import Accumulator, IntegerSums, square_sum
+from atoll.training.digests import add_digests, combine_sha256, sum_digest, tensor_bytes_sha256
+from atoll.training.exchange import Exchange
+from atoll.training.exponents import LOAD_CAP
+from atoll.training.lane import GrainResult, Lane, probe_tokens
+from atoll.training.optimizer import AdamW
+from atoll.training.scalars import UpdateScalars
+from atoll.training.shares import grains_in
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Island:
+    """The state of one island: weights, moments, sums, lanes. `send` answers the pilot."""
+
+    lane_type = Lane  # a test plants faults here, in a process of its own
+
+    def __init__(
+        self,
+        *,
+        chip: str,
+        lanes: int,
+        threads: int,
+        device_index: int,
+        hosts: tuple[str, str],
+        send: Callable[..., None],
+    ) -> None:
+        self.chip = chip
+        self.num_lanes = lanes
+        self.threads = threads
+        self.send = send
+        self._hosts = hosts  # (of this island, of the pilot), as this island sees them
+        self.backend = backends.of_chip(chip)
+        self.backend.prepare(threads=threads)
+        self.device = self.backend.device(device_index)
+        self._pool = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane")
+        self._writer: checkpoint.Writer | None = None
+
+    # ------------------------------------------------------------------ start
+
+    def prepare(
+        self,
+        *,
+        recipe: dict[str, Any],
+        vocab: int,
+        widths: list[Any],
+        shards: str,
+        run: str,
+        store_port: int,
+    ) -> None:
+        """Build the model with its initial weights, prove the arithmetic, say what kind the lanes are."""
+        self.recipe = Recipe.from_dict(recipe)
+        self.model = self.recipe.model.with_vocab(vocab)
+        self.run_folder = Path(run)
+        batch, context = self.recipe.batch, self.model.context
+        self.sampler = Sampler(
+            open_shards(Path(shards)),
+            seed=self.recipe.seed,
+            context=context,
+            sequences=batch.sequences,
+            grain=batch.grain,
+        )
+        failed = self.backend.prove_exact()
+        shapes = self.model.tensors()
+        self.weights = {
+            name: torch.empty(shape, dtype=torch.float32, device=self.device)
+            for name, shape in shapes.items()
+        }
+        self.names = list(self.weights)
+        self.lanes = [
+            self.lane_type(self.model, weights=self.weights, device=self.device)
+            for _ in range(self.num_lanes)
+        ]
+        self._fill_initial()
+        self.optimizer = AdamW(self.weights, square_root=self.backend.sqrt)
+        self.accumulator = Accumulator(IntegerSums(shapes, widths, self.device))
+        self.exchanged = self.accumulator.sums  # alone, the own sums are the result
+        self.exchange = Exchange(
+            store_host=self._hosts[1], store_port=store_port, local_host=self._hosts[0]
+        )
+        probes, seconds = self._probe(batch.grain, context, vocab)
+        memory = self.backend.memory()
+        self.send(
+            "ready",
+            lane_kind=self._kind(probes),
+            probes=probes,
+            grain_seconds=seconds,
+            failed=failed,
+            fingerprint=self.fingerprint(),
+            memory={"free": memory.free, "total": memory.total},
+        )
+
+    def _fill_initial(self) -> None:
+        # One decoder on the host at a time is enough: initial.fill writes the shared weights in place.
+        initial.fill(self.lanes[0].decoder, self.recipe.seed)
+
+    def _probe(self, sequences: int, context: int, vocab: int) -> tuple[list[str], float]:
+        """Every lane computes the probe grain on the initial weights; the second pass is timed."""
+        tokens = probe_tokens(sequences=sequences, context=context, vocab=vocab)
+        first = list(self._pool.map(lambda lane: lane.probe(tokens), self.lanes))
+        started = time.perf_counter()
+        second = list(self._pool.map(lambda lane: lane.probe(tokens), self.lanes))
+        seconds = time.perf_counter() - started
+        if first != second:
+            raise AtollError(
+                f"a lane of {self.chip} gave other bits the second time it computed the same grain: "
+                "its kernels are not deterministic"
+            )
+        return first, seconds
+
+    def _kind(self, probes: list[str]) -> dict[str, Any]:
+        if len(set(probes)) > 1:
+            raise AtollError(
+                f"the lanes of this {self.chip} island are not of one kind: probes {probes}"
+            )
+        return {
+            **self.backend.kind_facts(),
+            "chip": self.chip,
+            "threads": self.threads,
+            "compute": self.recipe.precision.compute,
+            "grain": [self.recipe.batch.grain, self.model.context],
+            "model": digest_of(self.model.expanded()),
+            "probe": probes[0],
+        }
+
+    def join(self, *, epoch: int, rank: int, size: int) -> None:
+        """Enter the exchange group of an epoch."""
+        self.exchange.join(epoch=epoch, rank=rank, size=size)
+        self._alone = size == 1
+        if not self._alone and self.exchanged is self.accumulator.sums:
+            sums = self.accumulator.sums
+            widths = [32 if view.dtype == torch.int32 else 64 for view in sums.views]
+            self.exchanged = IntegerSums(self.model.tensors(), widths, self.device)  # type: ignore[arg-type]  # 32 or 64
+        self.send("joined", epoch=epoch)
+
+    def restore(self, *, step: int) -> None:
+        """Load the checkpoint after `step`; step 0 is the initial weights."""
+        if step == 0:
+            self._fill_initial()
+            for moments in (self.optimizer.moment1, self.optimizer.moment2):
+                for tensor in moments.values():
+                    tensor.zero_()
+        else:
+            saved = checkpoint.read(
+                self.run_folder / "checkpoints",
+                step,
+                report=print,
+                expected=self.model.tensors(),
+                fall_back=False,
+            )
+            for group, live in self._groups().items():
+                saved.load_into(group, live)
+        self.send("restored", step=step, fingerprint=self.fingerprint())
+
+    # ------------------------------------------------------------------ a step
+
+    def assign(
+        self,
+        *,
+        step: int,
+        attempt: int,
+        exponents: list[int],
+        ranges: list[list[int]],
+        probe_grain: int | None,
+    ) -> None:
+        """Compute grains into fresh sums and report their losses and loads."""
+        started = time.perf_counter()
+        self.accumulator.start(exponents)
+        grains = grains_in(ranges)
+        work: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for grain in grains:
+            work.put(grain)
+
+        def compute(lane: Lane) -> list[GrainResult]:
+            done = []
+            while True:
+                try:
+                    grain = work.get_nowait()
+                except queue.Empty:
+                    return done
+                tokens = self.sampler.grain(step, grain)
+                done.append(
+                    lane.compute(grain, tokens, self.accumulator, digest=grain == probe_grain)
+                )
+
+        results = [r for done in self._pool.map(compute, self.lanes[: len(grains)]) for r in done]
+        results.sort(key=lambda r: r.grain)
+        loads = [0] * len(self.names)
+        for result in results:
+            loads = [min(a + b, LOAD_CAP) for a, b in zip(loads, result.loads, strict=True)]
+        probe = [[r.grain, r.digest] for r in results if r.digest is not None]
+        self.send(
+            "result",
+            step=step,
+            attempt=attempt,
+            loads=loads,
+            losses=[[r.grain, r.loss] for r in results],
+            tokens=len(results) * self.recipe.batch.grain * self.model.context,
+            not_finite=[[r.grain, r.not_finite] for r in results if r.not_finite],
+            probe=probe[0] if probe else None,
+            sum_digest=self._digest(self.accumulator.sums),
+            lane_seconds=[r.seconds for r in results],
+            seconds=time.perf_counter() - started,
+        )
+
+    def exchange_sums(self, *, step: int) -> None:
+        """Add up all islands' sums (into the second buffer), and report the result's digest and squares."""
+        if not self._alone:
+            self.exchange.add_up(self.accumulator.sums, self.exchanged, host=self.backend.host)
+        squares = self._parallel(square_sum, self.exchanged.views)
+        self.send(
+            "exchanged",
+            step=step,
+            squares=[[s.total, s.shift] for s in squares],
+            sum_digest=None if self._alone else self._digest(self.exchanged),
+        )
+
+    def commit(self, *, step: int, scalars: dict[str, Any]) -> None:
+        """Update the weights: the step stands in the ledger now."""
+        if self._writer is not None:
+            self._writer.wait_snapshot()  # a checkpoint may still be reading the live tensors
+        values = UpdateScalars(**{**scalars, "scale": tuple(scalars["scale"])})
+
+        def update(index: int) -> None:
+            self.optimizer.update(
+                self.names[index],
+                self.exchanged.views[index],
+                scale=values.scale[index],
+                scalars=values,
+            )
+
+        self._parallel(update, range(len(self.names)))
+        self.send("updated", step=step, fingerprint=self.fingerprint())
+
+    def validate(self, *, first: int, count: int) -> None:
+        """Summed loss of validation windows [first, first + count), in grain-sized batches."""
+        size = self.recipe.batch.grain
+        starts = list(range(first, first + count, size))
+        batches = [self.sampler.validation(a, min(size, first + count - a)) for a in starts]
+        lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        for lane in self.lanes:
+            lanes.put(lane)
+
+        def loss(tokens: Any) -> float:
+            lane = lanes.get()
+            try:
+                return lane.loss_only(tokens)
+            finally:
+                lanes.put(lane)
+
+        losses = list(self._pool.map(loss, batches))
+        self.send("validated", first=first, losses=losses, tokens=count * self.model.context)
+
+    # ------------------------------------------------------------------ keeping
+
+    def save(self, *, step: int, state: dict[str, Any]) -> None:
+        """Start writing a checkpoint; the next update waits until its tensors have been read."""
+        if self._writer is None:
+            self._writer = checkpoint.Writer(self.run_folder / "checkpoints")
+        self._writer.save(
+            step,
+            tensors=self._groups(),
+            host=self.backend.host,
+            state={**state, "fingerprint": self.fingerprint()},
+        )
+
+    def report_checkpoints(self) -> None:
+        """Tell the pilot what the writer has finished since the last call."""
+        for outcome in self._writer.finished() if self._writer else []:
+            if isinstance(outcome, CheckpointError):
+                self.send("checkpoint_failed", reason=str(outcome))
+            else:
+                self.send(
+                    "checkpointed", step=outcome.step, bytes=outcome.bytes, seconds=outcome.seconds
+                )
+
+    def finish(self) -> None:
+        """Wait for the checkpoint being written, report it, and say goodbye."""
+        if self._writer is not None:
+            self._writer.close()
+            self.report_checkpoints()
+        self.send("finished")
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over all weights."""
+        parts = self._parallel(
+            lambda w: tensor_bytes_sha256(self.backend.host(w)), self.weights.values()
+        )
+        return combine_sha256(dict(zip(self.names, parts, strict=True)))
+
+    # ------------------------------------------------------------------ inside
+
+    def _groups(self) -> dict[str, dict[str, torch.Tensor]]:
+        optimizer = self.optimizer
+        return {"weights": self.weights, "moment1": optimizer.moment1, "moment2": optimizer.moment2}
+
+    def _digest(self, sums: IntegerSums) -> int:
+        indexed = list(enumerate(sums.views))
+        return add_digests(
+            self._parallel(
+                lambda item: sum_digest(self.backend.host(item[1]), tensor=item[0]), indexed
+            )
+        )
+
+    def _parallel(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Map over tensors on the lanes' threads, in order."""
+        return list(self._pool.map(function, items))
+
+    def handle(self, message: wire.Message) -> bool:
+        """Obey one message; False after the last one."""
+        actions: dict[str, Callable[..., None]] = {
+            "prepare": self.prepare,
+            "join": self.join,
+            "restore": self.restore,
+            "assign": self.assign,
+            "exchange": self.exchange_sums,
+            "commit": self.commit,
+            "validate": self.validate,
+            "checkpoint": self.save,
+            "finish": self.finish,
+        }
+        actions[message.kind](**message.fields)
+        self.report_checkpoints()
+        return message.kind != "finish"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point of an island process: dial, obey, leave. Returns the exit code."""
+    return run_island(argv, Island)
+
+
+def run_island(argv: Sequence[str], island_type: type[Island]) -> int:
+    """As `main`, with an island class of one's own."""
+    options = _parse(argv)
+    connection, _ = wire.dial(
+        options.pilot,
+        token=wire.read_token_file(options.token_file),
+        name=options.name,
+        torch=torch.__version__,
+        facts={"chip": options.chip, "lanes": options.lanes, "threads": options.threads},
+    )
+    try:
+        island = island_type(
+            chip=options.chip,
+            lanes=options.lanes,
+            threads=options.threads,
+            device_index=options.device_index,
+            hosts=_hosts(options.pilot),
+            send=connection.send,
+        )
+        inbox = _watch(connection)
+        while island.handle(inbox.get()):
+            pass
+    except Exception as error:
+        text = traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
+        known = isinstance(error, AtollError)
+        connection.send("failed", reason=str(error), traceback=None if known else text)
+        return 1
+    finally:
+        connection.close()
+    return 0
+
+
+def _watch(connection: wire.Connection) -> queue.SimpleQueue[wire.Message]:
+    """Read messages in a thread; a pilot that is gone ends this process at once, whatever it computes."""
+    inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
+
+    def read() -> None:
+        last = ""
+        try:
+            while last != "finish":
+                message = connection.receive()
+                last = message.kind
+                inbox.put(message)
+        except (AtollError, OSError) as error:
+            print(f"the pilot is gone ({error}); this island ends", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    threading.Thread(target=read, name="inbox", daemon=True).start()
+    return inbox
+
+
+def _hosts(pilot: str) -> tuple[str, str]:
+    """(own address on the route to the pilot, the pilot's host); no packet is sent."""
+    host, port = wire.parse_address(pilot)
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0]
+    with socket.socket(family, socket.SOCK_DGRAM) as route:
+        route.connect((host, port))
+        return str(route.getsockname()[0]), host
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="atoll island",
+        description="Run one island: dial a pilot, compute the grains it hands out. "
+        "Example: atoll island --pilot 10.0.0.1:4711 --token-file run/token --name a",
+    )
+    parser.add_argument(
+        "--pilot", required=True, metavar="HOST:PORT", help="where the pilot listens"
+    )
+    parser.add_argument("--token-file", required=True, type=Path, help="file with the run's token")
+    parser.add_argument(
+        "--name", default=platform.node(), help="this island's name in the fleet file"
+    )
+    parser.add_argument("--chip", default="cpu", help="a chip of `atoll chips`")
+    parser.add_argument("--lanes", type=int, default=1, help="grains computed at once")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads a lane")
+    parser.add_argument(
+        "--device-index", type=int, default=0, help="which of the host's accelerators"
+    )
+    return parser.parse_args(argv[1:] if argv[:1] == ["island"] else list(argv))

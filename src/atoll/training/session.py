@@ -1,0 +1,550 @@
+"""From a target to a finished run: prepare, assemble the crew, run steps, keep what must be kept."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import atoll
+from atoll import backends
+from atoll.data.sampler import Sampler
+from atoll.data.shards import Shards, matched_model, prepare
+from atoll.errors import AtollError, InputError, Interrupted
+from atoll.fleet import Fleet
+from atoll.model import Model
+from atoll.plan import Plan, plan_trivially
+from atoll.recipe import Recipe
+from atoll.run import Events, Ledger, LedgerLine, RunFolder
+from atoll.training import checkpoint, exponents, shares
+from atoll.training.crewing import MemberSpec, Starting, assemble, members_of
+from atoll.training.display import Display, IslandView, Snapshot
+from atoll.training.metrics import Metrics
+from atoll.training.pilot import Pilot
+
+DEFAULT_CACHE = Path.home() / ".cache" / "atoll"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """Where a run stands after `train`; `exit_code` is 130 after an interruption that saved."""
+
+    run: Path
+    step: int
+    total_steps: int
+    loss: float | None
+    val_loss: float | None
+    bits_per_byte: float | None
+    tokens: int
+    tokens_per_second: float
+    fingerprint: str
+    contract: str
+    islands: dict[str, Any]
+    exit_code: int = 0
+
+    def json(self) -> dict[str, Any]:
+        """The keys of the contract."""
+        return {
+            "run": str(self.run),
+            "step": self.step,
+            "loss": self.loss,
+            "val_loss": self.val_loss,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens_per_second,
+            "fingerprint": self.fingerprint,
+            "contract": self.contract,
+            "islands": self.islands,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What `train` was pointed at: a plan, where relative paths of its recipe start, a run to resume."""
+
+    plan: Plan
+    recipe: Recipe
+    fleet: Fleet
+    base: Path
+    folder: RunFolder | None
+
+
+def train(
+    target: str,
+    *,
+    display: Display,
+    fleet: Path | None = None,
+    run: Path | None = None,
+    until: int | None = None,
+    overrides: Sequence[str] = (),
+    listen: str | None = None,
+    cache: Path | None = None,
+    starting: Starting | None = None,
+) -> TrainResult:
+    """Train a recipe, a plan, or go on with a run folder; see `atoll train --help`.
+
+    Raises InputError before anything is written if the input is wrong, RunError if the run fails; its
+    last checkpoint is then good.
+    """
+    found = resolve(target, fleet=fleet, overrides=overrides)
+    total = found.recipe.total_steps()
+    if until is not None and not 0 < until <= total:
+        raise InputError(f"--until {until} is outside this run", fix=f"choose 1 to {total}")
+    if (
+        found.folder is not None
+        and run is not None
+        and run.resolve() != found.folder.path.resolve()
+    ):
+        raise InputError("a run is resumed in its own folder", file=run, fix="leave --run out")
+    data = prepare(
+        found.recipe.data,
+        cache=cache or DEFAULT_CACHE,
+        base=found.base,
+        progress=display.phase,
+    )
+    matched_model(found.recipe.model, data)
+    sampler = sampler_of(
+        found.recipe, data
+    )  # what is wrong with the text is said before a folder is made
+    folder = found.folder or _open_or_create(found, data, run)
+    folder.check_recipe(found.recipe)
+    if folder.record.shards.digest != data.digest:
+        raise InputError(
+            "the text of this run has changed since it began: its token shards have another digest",
+            file=folder.path,
+            fix="restore the text, or train into a new folder with --run",
+        )
+    with folder.lock():
+        session = _Session(found, folder, data, sampler, display, until or total)
+        return session.run(listen=listen, starting=starting or Starting())
+
+
+def resolve(target: str, *, fleet: Path | None, overrides: Sequence[str]) -> Target:
+    """Tell a recipe, a plan and a run folder apart, and load them."""
+    path = Path(target)
+    folder: RunFolder | None = None
+    plan: Plan | None = None
+    if path.is_dir():
+        if overrides:
+            raise InputError(
+                "--set would make another recipe of a run that has begun",
+                file=path,
+                fix="train its recipe file with --set into a new folder",
+            )
+        folder = RunFolder.open(path)
+        recipe, base = folder.recipe(), Path(folder.record.base)
+    elif path.suffix == ".json":
+        if overrides:
+            raise InputError("--set does not change a plan", file=path, fix="make a new plan")
+        plan = Plan.load(path)
+        plan.require_executor()
+        recipe, base = plan.read_recipe(), path.parent
+    else:
+        recipe, base = Recipe.load(path, overrides), path.parent
+    if fleet is not None:
+        crew = Fleet.load(fleet)
+    elif folder is not None and folder.fleet() is not None:
+        crew = folder.fleet() or this_machine()
+    else:
+        crew = this_machine()
+    if plan is None or fleet is not None:
+        plan = plan_trivially(recipe, crew)
+    return Target(plan=plan, recipe=recipe, fleet=crew, base=base.resolve(), folder=folder)
+
+
+def this_machine() -> Fleet:
+    """A fleet of this machine's own accelerators, or of its CPU cores as lanes of one thread."""
+    backend = backends.here()
+    if backend.device_type == "cpu":
+        lanes = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+        chip = "cpu"
+    else:
+        lanes, chip = backend.num_devices(), "here"
+    return Fleet.from_dict({"island": [{"name": "here", "chip": chip, "lanes": lanes}]})
+
+
+def sampler_of(recipe: Recipe, data: Shards) -> Sampler:
+    """The recipe's order over these shards; InputError if the text is shorter than a sequence."""
+    return Sampler(
+        data,
+        seed=recipe.seed,
+        context=recipe.model.context,
+        sequences=recipe.batch.sequences,
+        grain=recipe.batch.grain,
+    )
+
+
+def _open_or_create(found: Target, data: Shards, run: Path | None) -> RunFolder:
+    digest = found.recipe.digest(data.digest)
+    path = run or Path("runs") / f"{found.recipe.name}-{digest[:8]}"
+    if RunFolder.is_run(path):
+        return RunFolder.open(path)
+    return RunFolder.create(
+        path,
+        recipe=found.recipe,
+        shards_folder=data.folder,
+        shards_digest=data.digest,
+        versions=_versions(),
+        contract="unknown",
+        fleet=found.fleet,
+        base=found.base,
+    )
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    return {
+        "atoll": atoll.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+class _Session:
+    """One `train` call on an open run folder."""
+
+    def __init__(
+        self,
+        found: Target,
+        folder: RunFolder,
+        data: Shards,
+        sampler: Sampler,
+        display: Display,
+        last_step: int,
+    ) -> None:
+        self.recipe, self.folder, self.data, self.display = found.recipe, folder, data, display
+        self.plan = found.plan
+        self.fleet = found.fleet
+        self.last_step = last_step
+        self.model: Model = matched_model(found.recipe.model, data)
+        self.sampler = sampler
+        self.ledger = Ledger(folder.ledger_path)
+        self.events = Events(folder.events_path)
+        self.members: list[MemberSpec] = members_of(found.plan.islands)
+        self.loss: float | None = None
+        self.val_loss: float | None = None
+        self.interrupted = threading.Event()
+        self._saved_steps: set[int] = set()
+        self._started = time.monotonic()
+        self._tokens_here = 0
+
+    def run(self, *, listen: str | None, starting: Starting) -> TrainResult:
+        """Assemble the crew, run to the last step, close everything down in order."""
+        checkpoint.remove_leftovers(self.folder.checkpoints_path)
+        self.display.phase("starting the islands", None)
+        with (
+            _interruptible(self.interrupted, self.display),
+            assemble(
+                self.members,
+                folder=self.folder.path,
+                logs=self.folder.logs_path,
+                display=self.display,
+                listen=listen,
+                starting=starting,
+            ) as (crew, store_port),
+        ):
+            self.pilot = Pilot(recipe=self.recipe, model=self.model, crew=crew)
+            self._announce_bits()
+            try:
+                self._begin(store_port)
+                with Metrics(
+                    self.folder.metrics_path,
+                    first_step=self.pilot.step + 1,
+                    report=self.display.say,
+                ) as self.metrics:
+                    self._loop()
+                    return self._finish()
+            except AtollError as error:
+                self._fail(error)
+                raise
+
+    # ------------------------------------------------------------------ begin
+
+    def _announce_bits(self) -> None:
+        grains, widths = self.recipe.num_grains, self.pilot.widths
+        left = {w: exponents.bits_left(w, grains) for w in sorted(set(widths))}
+        text = ", ".join(f"{b:.1f} in int{w} ({widths.count(w)} tensors)" for w, b in left.items())
+        self.display.say(f"bits left for one of {grains} grains: {text}")
+
+    def _begin(self, store_port: int) -> None:
+        pilot = self.pilot
+        pilot.prepare(
+            vocab=self.model.vocab or 0,
+            shards=str(self.data.folder),
+            run=str(self.folder.path.resolve()),
+            store_port=store_port,
+        )
+        self.contract = pilot.contract()
+        self._resume()
+        self._note_kinds()
+        self.display.say(f"contract: {self.contract}")
+        self.folder.set_status("running", step=pilot.step, fingerprint=pilot.fingerprint)
+        self.events.append(
+            "started",
+            step=pilot.step,
+            contract=self.contract,
+            islands={
+                m.name: {"kind": m.kind_id, "lanes": m.lanes} for m in pilot.crew.members.values()
+            },
+        )
+
+    def _note_kinds(self) -> None:
+        """Kinds are proved now: write them down, and say if the run's earlier steps had others."""
+        before = dict(self.folder.record.kinds)
+        kinds = {**before, **self.pilot.kinds()}
+        if before and self.pilot.step and len(kinds) > 1 and self.contract == "bitwise":
+            self.contract = "replicas identical, replayable"
+            self.display.say(
+                "other kinds computed earlier steps: the bits depend on who computed what"
+            )
+        self.folder.update(kinds=kinds, contract=self.contract, fleet=self.fleet.as_dict())
+
+    def _resume(self) -> None:
+        """Take up the newest good checkpoint and cut the ledger back to it."""
+        lines = self.ledger.read()
+        steps = checkpoint.list_steps(self.folder.checkpoints_path)
+        if not steps:
+            if lines:
+                self.display.say("no checkpoint yet: the run begins again at step 1")
+                self._roll_back(0)
+            return
+        saved = checkpoint.read(
+            self.folder.checkpoints_path, report=self.display.say, expected=self.model.tensors()
+        )
+        committed = lines[-1].step if lines else 0
+        if saved.step > committed:
+            raise InputError(
+                f"the checkpoint of step {saved.step} is ahead of the ledger, which ends at {committed}",
+                file=self.folder.ledger_path,
+                fix="restore the ledger that belongs to this run",
+            )
+        self._roll_back(saved.step)
+        self.pilot.restore(saved.step, saved.state)
+        self.loss, self.val_loss = saved.state.get("loss"), saved.state.get("val_loss")
+        self._saved_steps.add(saved.step)
+        self.display.say(f"resumed after step {saved.step}")
+
+    def _roll_back(self, step: int) -> None:
+        dropped = self.ledger.truncate_after(step)
+        if dropped:
+            self.events.append("rolled_back", to=step, dropped=len(dropped))
+            self.display.say(
+                f"{len(dropped)} steps after step {step} had no checkpoint and are computed again"
+            )
+
+    # ------------------------------------------------------------------ the steps
+
+    def _loop(self) -> None:
+        pilot, cadence = self.pilot, self.recipe.run
+        while pilot.step < self.last_step and not self.interrupted.is_set():
+            line, values = pilot.open_step(self._ranges(pilot.step + 1))
+            self.ledger.append(line)
+            pilot.commit(values)
+            self.loss = line.loss
+            self._tokens_here += line.tokens
+            if line.requantised:
+                self.events.append("requantised", step=line.step, times=line.requantised)
+            if pilot.step % cadence.validate_every == 0:
+                self._validate()
+            if pilot.step % cadence.checkpoint_every == 0:
+                self._save()
+            self._collect_checkpoints()
+            self._show(line)
+
+    def _ranges(self, step: int) -> dict[str, shares.Ranges]:
+        grains, members = self.recipe.num_grains, self.pilot.crew.members
+        given = {m.name: m.share for m in self.members}
+        mode = self.plan.shares.mode
+        if mode == "seeded":
+            split = shares.seeded(
+                grains, names=list(members), seed=self.plan.shares.seed, step=step
+            )
+        elif mode == "fixed":
+            split = shares.by_weight(grains, {name: given[name] or 0.0 for name in members})
+        elif (
+            step == self.pilot.step + 1
+            and all(len(m.seconds) <= 1 for m in members.values())
+            and all(share is not None for share in given.values())
+        ):
+            split = shares.by_weight(grains, {name: given[name] or 0.0 for name in members})
+        else:
+            active = [n for n in members if given[n] != 0]
+            part = shares.by_speed(
+                grains,
+                grain_seconds={n: members[n].grain_seconds for n in active},
+                lanes={n: members[n].lanes for n in active},
+            )
+            split = {name: part.get(name, 0) for name in members}
+        return shares.contiguous(split)
+
+    def _validate(self) -> None:
+        available = self.sampler.num_validation_windows
+        if not available:
+            return
+        wanted = self.recipe.run.validation_sequences or available
+        self.val_loss = self.pilot.validate(min(wanted, available))
+        checkpoint.record_loss(self.folder.checkpoints_path, self.pilot.step, self.val_loss)
+        self.metrics.record(
+            self.pilot.step, val_loss=self.val_loss, bits_per_byte=self._bits_per_byte()
+        )
+
+    def _save(self) -> None:
+        """Ask one island to write a checkpoint; steps go on meanwhile."""
+        if self.pilot.step in self._saved_steps:
+            return
+        writer = next(iter(self.pilot.crew.members))
+        state = {**self.pilot.state(), "loss": self.loss, "val_loss": self.val_loss}
+        self.pilot.crew.tell("checkpoint", {writer: {"step": self.pilot.step, "state": state}})
+        self._saved_steps.add(self.pilot.step)
+
+    def _collect_checkpoints(self) -> None:
+        for name, message in self.pilot.crew.take("checkpointed", "checkpoint_failed"):
+            self.events.append(message.kind, island=name, **message.fields)
+            if message.kind == "checkpoint_failed":
+                self.display.say(message["reason"])
+                continue
+            cadence = self.recipe.run
+            checkpoint.prune(
+                self.folder.checkpoints_path,
+                keep_last=cadence.keep_last,
+                keep_best=cadence.keep_best,
+            )
+
+    def _show(self, line: LedgerLine) -> None:
+        members = self.pilot.crew.members
+        speed = line.tokens / line.seconds
+        views = tuple(
+            IslandView(
+                name=m.name,
+                chip=m.chip,
+                lanes=m.lanes,
+                grains=m.grains,
+                grains_per_second=m.grains_per_second,
+                state="computing",
+            )
+            for m in members.values()
+        )
+        self.display.update(
+            Snapshot(
+                run=str(self.folder.path),
+                step=line.step,
+                total_steps=self.last_step,
+                loss=line.loss,
+                val_loss=self.val_loss,
+                bits_per_byte=self._bits_per_byte(),
+                tokens=line.step * self.recipe.tokens_per_step,
+                tokens_per_second=speed,
+                contract=self.contract,
+                islands=views,
+                message=None,
+            )
+        )
+        self.metrics.record(
+            line.step,
+            loss=line.loss,
+            grad_norm=line.grad_norm,
+            lr=line.lr,
+            tokens_per_second=speed,
+            shares={view.name: view.grains for view in views},
+            speeds={view.name: view.grains_per_second for view in views},
+        )
+
+    def _bits_per_byte(self) -> float | None:
+        """Validation loss in bits per byte of the held-out text: nats / ln 2 / bytes a token."""
+        if self.val_loss is None or not self.data.validation_bytes_per_token:
+            return None
+        return self.val_loss / 0.6931471805599453 / self.data.validation_bytes_per_token
+
+    # ------------------------------------------------------------------ end
+
+    def _finish(self) -> TrainResult:
+        pilot = self.pilot
+        pilot.settle()
+        at_end = pilot.step == self.recipe.total_steps()
+        if (
+            pilot.step
+            and not self.interrupted.is_set()
+            and pilot.step % self.recipe.run.validate_every
+        ):
+            self._validate()
+        if pilot.step:
+            self._save()
+        pilot.crew.tell_all("finish")
+        pilot.crew.gather("finished")
+        self._collect_checkpoints()
+        state = "finished" if at_end else "interrupted" if self.interrupted.is_set() else "stopped"
+        self.folder.set_status(state, step=pilot.step, fingerprint=pilot.fingerprint)  # type: ignore[arg-type]  # one of the states
+        self.events.append(state, step=pilot.step, fingerprint=pilot.fingerprint)
+        self.ledger.close()
+        seconds = time.monotonic() - self._started
+        return TrainResult(
+            run=self.folder.path,
+            step=pilot.step,
+            total_steps=self.recipe.total_steps(),
+            loss=self.loss,
+            val_loss=self.val_loss,
+            bits_per_byte=self._bits_per_byte(),
+            tokens=pilot.step * self.recipe.tokens_per_step,
+            tokens_per_second=self._tokens_here / seconds if seconds else 0.0,
+            fingerprint=pilot.fingerprint,
+            contract=self.contract,
+            islands={
+                m.name: {
+                    "chip": m.chip,
+                    "lanes": m.lanes,
+                    "kind": m.kind_id,
+                    "grains": m.grains,
+                    "grains_per_second": m.grains_per_second,
+                }
+                for m in pilot.crew.members.values()
+            },
+            exit_code=Interrupted.exit_code if self.interrupted.is_set() else 0,
+        )
+
+    def _fail(self, error: AtollError) -> None:
+        step = self.pilot.step
+        self.events.append("failed", step=step, reason=str(error))
+        steps = checkpoint.list_steps(self.folder.checkpoints_path)
+        kept = (
+            f"its last checkpoint is of step {steps[-1]}" if steps else "it has no checkpoint yet"
+        )
+        self.display.say(
+            f"the run stopped after step {step}; {kept}. Go on with: atoll train {self.folder.path}"
+        )
+        try:
+            self.folder.set_status("failed", step=step, message=str(error)[:2000])
+        except AtollError:
+            return  # the disk that stopped the run stops this note too; the error itself is raised
+
+
+@contextmanager
+def _interruptible(interrupted: threading.Event, display: Display) -> Iterator[None]:
+    """Ctrl-C once: finish the step, save, leave. Twice: leave at once (islands die with the pilot)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: Any) -> None:
+        if interrupted.is_set():
+            os._exit(Interrupted.exit_code)
+        interrupted.set()
+        display.say("stopping after this step and saving; press Ctrl-C again to leave at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)

@@ -1,0 +1,71 @@
+"""Who computes which grains of a step. Arithmetic only; no choice here can change a bit of the run."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+from atoll.digest import digest_of
+
+Ranges = list[tuple[int, int]]
+"""Grains as closed ranges [(first, last), ...], counted from 0 within a step."""
+
+
+def by_speed(
+    num_grains: int, *, grain_seconds: Mapping[str, float], lanes: Mapping[str, int]
+) -> dict[str, int]:
+    """Numbers of grains that minimise the time of the slowest island (its makespan).
+
+    An island with L lanes and t seconds a grain needs ceil(n / L) * t for n grains. Giving each next
+    grain to the island that would finish it first is optimal, because every island's finishing time
+    only grows with n and the grains are alike.
+    """
+    shares = dict.fromkeys(grain_seconds, 0)
+    queue = [(seconds, i, name) for i, (name, seconds) in enumerate(grain_seconds.items())]
+    heapq.heapify(queue)
+    for _ in range(num_grains):
+        _, i, name = queue[0]
+        shares[name] += 1
+        rounds = shares[name] // lanes[name] + 1
+        heapq.heapreplace(queue, (rounds * grain_seconds[name], i, name))
+    return shares
+
+
+def by_weight(num_grains: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Largest-remainder split in proportion to `weights` (at least one of them positive)."""
+    total = 0.0
+    for weight in weights.values():
+        total += weight
+    exact = {name: num_grains * weight / total for name, weight in weights.items()}
+    shares = {name: int(value) for name, value in exact.items()}
+    order = sorted(weights, key=lambda name: (shares[name] - exact[name], name))
+    missing = num_grains
+    for share in shares.values():
+        missing -= share
+    for name in order[:missing]:
+        shares[name] += 1
+    return shares
+
+
+def seeded(num_grains: int, *, names: Sequence[str], seed: int, step: int) -> dict[str, int]:
+    """A split that changes every step, drawn from (seed, step): some islands may get nothing."""
+    cuts = sorted(
+        int(digest_of([seed, step, i])[:12], 16) % (num_grains + 1) for i in range(len(names) - 1)
+    )
+    edges = [0, *cuts, num_grains]
+    return {name: edges[i + 1] - edges[i] for i, name in enumerate(names)}
+
+
+def contiguous(shares: Mapping[str, int]) -> dict[str, Ranges]:
+    """Lay the shares one after another over the grains of a step."""
+    ranges: dict[str, Ranges] = {}
+    first = 0
+    for name, count in shares.items():
+        ranges[name] = [(first, first + count - 1)] if count else []
+        first += count
+    return ranges
+
+
+def grains_in(ranges: Sequence[Sequence[int]]) -> list[int]:
+    """All grain indices of closed ranges, in order."""
+    return [grain for first, last in ranges for grain in range(first, last + 1)]
