@@ -24,6 +24,9 @@ NAME = "standin"
 _aten = torch.ops.aten
 # Operations that move numbers between devices: here a CPU tensor may meet one of ours.
 _TRANSFERS = {_aten.copy_.default, _aten._to_copy.default, _aten._copy_from.default}
+# Operations that torch would otherwise take apart for a device without a kernel of its own, where
+# the CPU has one: with these the stand-in has the CPU's bits.
+_OWN_KERNELS = ("silu_backward", "mish_backward", "native_channel_shuffle")
 # Operations that change a tensor's shape in place, which a wrapper cannot follow.
 _RESHAPING = {
     _aten.resize_.default,
@@ -187,4 +190,8 @@ def install() -> None:
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(_fallback, "PrivateUse1")
-    _libraries.append(library)
+    own = torch.library.Library("aten", "IMPL")
+    for name in _OWN_KERNELS:
+        func = getattr(_aten, name).default
+        own.impl(name, functools.partial(_fallback, func), "PrivateUse1")
+    _libraries.extend([library, own])

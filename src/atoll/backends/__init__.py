@@ -47,12 +47,15 @@ def named(name: str) -> Backend:
 
 
 def of_chip(chip: str | Chip) -> Backend:
-    """The backend that runs this chip, by its facts (a chip's name, or a loaded Chip)."""
+    """The backend that runs this chip, by its facts (a chip's name, or a loaded Chip).
+
+    A chip whose facts say backend "here" is whatever this process has.
+    """
     if isinstance(chip, str):
         from atoll import facts
 
         chip = facts.chip(chip)
-    return named(chip.backend)
+    return here() if chip.backend == "here" else named(chip.backend)
 
 
 def here() -> Backend:

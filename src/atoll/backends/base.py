@@ -152,7 +152,7 @@ class Backend:
         facts: dict[str, str | int | bool] = {
             "backend": self.name,
             "device_type": self.device_type,
-            "chip": self._chip(index),
+            "device": self._device_name(index),
             "compute": compute,
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
@@ -162,7 +162,7 @@ class Backend:
         facts.update(self._libraries())
         return facts
 
-    def _chip(self, index: int) -> str:
+    def _device_name(self, index: int) -> str:
         """The name the device gives itself, or its type."""
         module = self._module()
         if hasattr(module, "get_device_name"):

@@ -108,7 +108,7 @@ class Cpu(Backend):
         np.sqrt(source.numpy(), out=target.numpy())
         return target if out is None else out
 
-    def _chip(self, index: int) -> str:
+    def _device_name(self, index: int) -> str:
         return _processor_name()
 
     def _libraries(self) -> dict[str, str | int | bool]:

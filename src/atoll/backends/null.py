@@ -77,5 +77,5 @@ class Null(Backend):
         """False: the update is as empty as the rest."""
         return False
 
-    def _chip(self, index: int) -> str:
+    def _device_name(self, index: int) -> str:
         return "none: computes nothing"

@@ -80,7 +80,7 @@ class Chip(strict.Noun):
     """
 
     name: str = Field(min_length=1)
-    backend: Literal["cpu", "nvidia", "ascend", "cambricon"]
+    backend: Literal["cpu", "nvidia", "ascend", "cambricon", "here"]
     description: str = Field(min_length=1)
     environment: dict[str, str] = {}
     memory: Memory | None = None
