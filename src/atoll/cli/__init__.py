@@ -1,0 +1,83 @@
+"""The command line: `atoll VERB`, also `python -m atoll VERB`.
+
+One file a group of commands; each imports what it needs only when it runs, so that `--help` is
+instant. This file turns errors into messages and exit codes: 0 done, 1 failed, 2 wrong input,
+130 interrupted. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from atoll.errors import AtollError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command (`sys.argv` if no arguments are given) and return its exit code.
+
+    Every error becomes one message on stderr. What is no `AtollError` is a fault of the program:
+    its traceback goes to a file that the message names.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _run(arguments)
+    except AtollError as error:
+        _tell(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone (`atoll ... | head`); keep Python from saying so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        place = _write_traceback(arguments)
+        _tell(
+            f"{type(error).__name__}: {error}\n"
+            f"  this is a bug in Atoll; please report it with the traceback in {place}"
+        )
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    import typer
+
+    from atoll.cli.app import app
+
+    # Typer carries its own copy of the click library in newer versions and uses the shared one
+    # in older ones; the base of its public error class is right for both.
+    bases = typer.BadParameter.__mro__
+    usage_errors = next(base for base in bases if base.__name__ == "ClickException")
+    try:
+        result = app(args=list(arguments), prog_name="atoll", standalone_mode=False)
+    except usage_errors as error:
+        error.show(file=sys.stderr)  # type: ignore[attr-defined]
+        return 2
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return result if isinstance(result, int) else 0
+
+
+def _tell(text: str) -> None:
+    print(f"atoll: {text}", file=sys.stderr, flush=True)
+
+
+def _write_traceback(arguments: Sequence[str]) -> Path:
+    """Write the current exception to the logs of the run that the command named, else to a
+    temporary file."""
+    named = [Path(part) for argument in arguments for part in argument.split("=", 1)]
+    logs = next((path / "logs" for path in named if (path / "run.json").is_file()), None)
+    folder = logs if logs is not None and os.access(logs, os.W_OK) else None
+    descriptor, name = tempfile.mkstemp(prefix="atoll-bug-", suffix=".log", dir=folder)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        print("atoll", *arguments, file=file)
+        traceback.print_exc(file=file)
+    return Path(name)

@@ -1,0 +1,196 @@
+"""The model of a run, or of a folder or file from elsewhere, taken out to be used.
+
+Finds the newest good checkpoint of a run with its tokenizer, writes model folders that other tools
+read, and lets a model speak. The formats themselves are `atoll.modeling`'s.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atoll.errors import InputError
+from atoll.modeling.huggingface import Loaded, load_model, write_folder
+from atoll.run import RunFolder
+from atoll.training import checkpoint
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from atoll.modeling.decoder import Decoder
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A model folder that was written: where, from what, and how many parameters it holds."""
+
+    to: Path
+    source: Path
+    step: int | None
+    num_parameters: int
+
+    def json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        found = {"to": str(self.to), "source": str(self.source), "parameters": self.num_parameters}
+        return found if self.step is None else found | {"step": self.step}
+
+
+def export_run(run: Path, to: Path, *, step: int | None = None, report: Report) -> Written:
+    """Write the weights of a run's checkpoint (the newest, or exactly `step`) as a model folder.
+
+    `to` must be new or empty. Raises InputError, or CheckpointError if no good checkpoint is there.
+    """
+    if not RunFolder.is_run(run):
+        raise InputError(
+            "is no run folder: it has no run.json",
+            file=run,
+            fix=f"to copy a model folder or a GGUF file use: atoll import {run} --to {to}",
+        )
+    _require_empty(to)
+    loaded, saved_step = load_run(run, step=step, report=report)
+    return _write(loaded, to, source=run, step=saved_step)
+
+
+def import_model(source: Path, to: Path) -> Written:
+    """Read a Hugging Face folder or a GGUF file and write it as a model folder of our own.
+
+    `to` must be new or empty. Raises InputError for what cannot be read, naming the reason.
+    """
+    _require_empty(to)
+    return _write(load_model(source), to, source=source, step=None)
+
+
+def load_run(run: Path, *, step: int | None, report: Report) -> tuple[Loaded, int]:
+    """The model of a run with the weights of a checkpoint on the host, and that checkpoint's step.
+
+    The newest one that is intact, damage being told through `report`, or exactly `step`.
+    """
+    from atoll.data.shards import matched_model, open_shards
+
+    folder = RunFolder.open(run)
+    shards = open_shards(Path(folder.record.shards.folder))
+    model = matched_model(folder.recipe().model, shards)
+    saved = checkpoint.read(
+        folder.checkpoints_path,
+        step,
+        report=report,
+        expected=model.tensors(),
+        fall_back=step is None,
+    )
+    tensors = dict(saved.tensors("weights"))
+    tokenizer = shards.tokenizer_path
+    return Loaded(model=model, tensors=tensors, tokenizer_json=tokenizer), saved.step
+
+
+class Speaker:
+    """A model with its tokenizer, ready to go on with a text.
+
+    `num_tokens` counts what the last `speak` has generated so far.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, *, stop_ids: list[int]) -> None:
+        self.decoder = decoder
+        self.num_tokens = 0
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+
+    def speak(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        seed: int,
+    ) -> Iterator[str]:
+        """Text that follows `prompt`, in pieces as they are found.
+
+        A piece is held back until its bytes are whole characters. An empty prompt begins a
+        document. Ends after `max_tokens` tokens or at the end of a text.
+        """
+        from tokenizers.decoders import DecodeStream
+
+        from atoll.modeling import sampling
+
+        token_ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        stream = DecodeStream(skip_special_tokens=True)
+        self.num_tokens = 0
+        for token in sampling.generate(
+            self.decoder,
+            token_ids or self._stop_ids[:1] or [0],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop_ids=self._stop_ids,
+            device=self.decoder.embedding.weight.device,
+        ):
+            self.num_tokens += 1
+            piece = stream.step(self._tokenizer, token)
+            if piece:
+                yield piece
+
+
+def open_speaker(source: Path, *, step: int | None = None, report: Report) -> Speaker:
+    """The model in a run folder, a model folder or a GGUF file, on this machine's best device."""
+    import torch
+
+    from atoll import backends
+    from atoll.data.tokenizer import end_of_text_id, load_tokenizer
+    from atoll.modeling.decoder import Decoder
+
+    if RunFolder.is_run(source):
+        loaded, _ = load_run(source, step=step, report=report)
+    elif step is not None:
+        raise InputError("only a run has steps to choose from", file=source, fix="leave --step out")
+    else:
+        loaded = load_model(source)
+    decoder = Decoder(loaded.model)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.copy_(torch.as_tensor(loaded.tensors[name]))
+    tokenizer = load_tokenizer(loaded.tokenizer_json)
+    decoder.to(backends.here().device(0)).eval()
+    return Speaker(decoder, tokenizer, stop_ids=[end_of_text_id(tokenizer)])
+
+
+def _require_empty(to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(
+            "is there already and is not an empty folder", file=to, fix="name a new one with --to"
+        )
+
+
+def _write(loaded: Loaded, to: Path, *, source: Path, step: int | None) -> Written:
+    with _arriving(to) as partial:
+        write_folder(
+            partial,
+            model=loaded.model,
+            tensors=loaded.tensors,
+            tokenizer_json=loaded.tokenizer_json,
+        )
+    return Written(to=to, source=source, step=step, num_parameters=loaded.model.num_parameters())
+
+
+@contextmanager
+def _arriving(to: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `to` when all went well, and is removed when not."""
+    partial = to.with_name(f"{to.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if to.exists():
+            to.rmdir()
+        partial.rename(to)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
