@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from atoll.errors import AtollError
 
@@ -54,12 +55,12 @@ def _run(arguments: Sequence[str]) -> int:
 
     # Typer carries its own copy of the click library in newer versions and uses the shared one
     # in older ones; the base of its public error class is right for both.
-    bases = typer.BadParameter.__mro__
+    bases: tuple[Any, ...] = typer.BadParameter.__mro__
     usage_errors = next(base for base in bases if base.__name__ == "ClickException")
     try:
         result = app(args=list(arguments), prog_name="atoll", standalone_mode=False)
     except usage_errors as error:
-        error.show(file=sys.stderr)  # type: ignore[attr-defined]
+        error.show(file=sys.stderr)
         return 2
     except typer.Abort:
         raise KeyboardInterrupt from None

@@ -207,8 +207,9 @@ def doctor(
       atoll doctor --against cpu-compat
       atoll doctor examples/recipes/tiny.toml --fleet examples/fleets/two-kinds.toml --island fast
 
-    One grain is computed on it and on another. Shows the error of loss and gradients by layer, the kind, free memory and link speed. Exit
-    code 1 if a layer is further off than rounding explains; it is named.
+    One grain is computed on it and on another. Shows the error of loss and gradients by layer,
+    the kind, free memory and link speed. Exit code 1 if a layer is further off than rounding
+    explains; it is named.
     """
     from atoll.training.display import open_display
     from atoll.training.doctor import doctor as examine
