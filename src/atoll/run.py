@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,8 @@ class LedgerLine(Noun):
 
     `grains` are inclusive [first, last] ranges for each island; `fingerprint` is of the weights
     before this step, so it travels with the step's results; `probe` is, for each island, one grain
-    and the digest of its integer gradient. `seconds` is the step's wall time.
+    and the digest of its integer gradient. `seconds` is the step's wall time; `requantised` counts
+    how often the step was computed anew with other exponents.
     """
 
     step: int = Field(ge=1)
@@ -52,7 +54,7 @@ class LedgerLine(Noun):
     probe: dict[str, list[Any]] = {}
     seconds: float
     tokens: int
-    requantised: bool | int = False
+    requantised: int = Field(default=0, ge=0)
     reassigned: list[Any] = []
 
 
@@ -131,9 +133,13 @@ class RunFolder:
             fleet=fleet.as_dict() if fleet is not None else {},
         )
         folder = cls(path, record)
-        for inner in (path, folder.checkpoints_path, folder.metrics_path, folder.logs_path):
-            inner.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"the folder cannot be made: {error.strerror}"
+            raise InputError(message, file=path, fix="name another folder with --run") from None
         folder._write()
+        folder._make_inner_folders()
         return folder
 
     @classmethod
@@ -223,6 +229,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the folder for one writer. InputError if another process has it."""
+        self._make_inner_folders()
         with (self.path / "run.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -231,6 +238,10 @@ class RunFolder:
                 message = "another process is training in this folder"
                 raise InputError(message, file=self.path, fix=fix) from None
             yield
+
+    def _make_inner_folders(self) -> None:
+        for inner in (self.checkpoints_path, self.metrics_path, self.logs_path):
+            inner.mkdir(exist_ok=True)
 
     def _write(self) -> None:
         data = canonical_json(self.record.model_dump(by_alias=True)) + b"\n"
@@ -244,7 +255,8 @@ class Ledger:
     """The ledger of a run; each line that `append` has returned from is on the disk.
 
     A torn last line (a crash during `append`) never was a commit: `read` leaves it out, and the
-    first `append` or `truncate_after` removes it from the file.
+    first `append` or `truncate_after` removes it from the file. Every line ends with the CRC-32 of
+    what stands before it, so that a changed digit is found too; a line without one is taken as is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -267,7 +279,7 @@ class Ledger:
         if self._last_step is not None and line.step != self._last_step + 1:
             message = f"{self.path}: step {line.step} cannot follow step {self._last_step}"
             raise LedgerError(message)
-        data = canonical_json(line.model_dump()) + b"\n"
+        data = _encode(line)
         size = os.fstat(file).st_size
         try:
             _write_all(file, data)
@@ -285,7 +297,7 @@ class Ledger:
         dropped = lines[kept:]
         try:
             if dropped:
-                data = b"".join(canonical_json(line.model_dump()) + b"\n" for line in dropped)
+                data = b"".join(_encode(line) for line in dropped)
                 _append_synced(self.path.with_name("ledger-dropped.jsonl"), data)
             if self.path.exists():
                 _truncate_synced(self.path, ends[kept - 1] if kept else 0)
@@ -328,24 +340,25 @@ class Ledger:
         lines: list[LedgerLine] = []
         ends: list[int] = []
         offset = 0
-        for number, raw in enumerate(data.splitlines(keepends=True), start=1):
-            offset += len(raw)
+        pieces = data.split(b"\n")
+        for number, raw in enumerate(pieces, start=1):
+            is_last = number >= len(pieces) - (pieces[-1] == b"")
+            offset += len(raw) + (number < len(pieces))
             try:
-                line = LedgerLine.model_validate_json(raw)
-            except ValidationError as error:
-                if offset == len(data):
+                line = _decode(raw)
+            except ValueError as error:
+                if is_last:
                     break
-                first = error.errors()[0]
-                raise LedgerError(
-                    f"{self.path}: line {number} is damaged ({first['msg']})"
-                    f"\n  restore the file, or resume from a checkpoint before step {number}"
-                ) from None
+                message = f"{self.path}: line {number} is damaged ({error})"
+                fix = f"restore the file, or resume from a checkpoint before step {number}"
+                raise LedgerError(f"{message}\n  {fix}") from None
             if lines and line.step != lines[-1].step + 1:
-                raise LedgerError(
-                    f"{self.path}: line {number} is step {line.step} after step {lines[-1].step}"
-                )
+                found = f"step {line.step} after step {lines[-1].step}"
+                raise LedgerError(f"{self.path}: line {number} is {found}")
             lines.append(line)
             ends.append(offset)
+            if is_last:
+                break
         return lines, ends
 
 
@@ -378,6 +391,25 @@ class Events:
             if isinstance(event, dict):
                 events.append(event)
         return events
+
+
+def _encode(line: LedgerLine) -> bytes:
+    """A ledger line as bytes, with its check and a newline."""
+    body = canonical_json(line.model_dump())[:-1]
+    return body + b',"check":"%08x"}\n' % zlib.crc32(body)
+
+
+def _decode(raw: bytes) -> LedgerLine:
+    """The line in `raw`, which has no newline. ValueError says why there is none."""
+    body, mark, check = raw.rpartition(b',"check":"')
+    if mark:
+        if check != b'%08x"}' % zlib.crc32(body):
+            raise ValueError("its check does not fit")
+        raw = body + b"}"
+    try:
+        return LedgerLine.model_validate_json(raw)
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"]) from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
