@@ -164,7 +164,7 @@ class CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_x_NC, d_weight_VC = ctx.gradients
-        assert d_x_NC is not None, "CrossEntropy: asked for no gradient, or backward ran twice"
+        assert d_x_NC is not None, "CrossEntropy: no gradient was wanted, or a second backward"
         ctx.gradients = (None, None)
         # On the host a look at the factor is free and nearly always saves two passes.
         if d_loss.device.type != "cpu" or d_loss.item() != 1.0:
