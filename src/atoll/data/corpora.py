@@ -71,9 +71,9 @@ class Source:
 def locate(corpus: str, *, base: Path) -> Source:
     """Finds the corpus that a recipe names: a name of facts/corpora.toml, a path or a glob.
 
-    Relative paths start from `base`. A folder stands for all its known files, recursively, sorted
-    by path; hidden files are left out. InputError: no such name or file, package not installed
-    (with the pip line), nothing inside.
+    Relative paths start from `base`. A folder stands for all its known files, recursively; a
+    pattern for the files that it matches, of any suffix; both sorted by path, without hidden ones.
+    InputError: no such name or file, package not installed (with the pip line), nothing inside.
     """
     named = facts.corpora()["corpus"]
     if corpus in named:
@@ -122,8 +122,17 @@ def _matches(pattern: Path) -> list[Path]:
     fixed = next((i for i, part in enumerate(parts) if _GLOB.search(part)), len(parts))
     if fixed == len(parts):
         return []
-    found = Path(*parts[:fixed]).glob(str(Path(*parts[fixed:])))
-    return sorted(path for path in found if path.is_file())
+    folder, rest = Path(*parts[:fixed]), Path(*parts[fixed:])
+    wants_hidden = _is_hidden(rest)
+    return sorted(
+        path
+        for path in folder.glob(str(rest))
+        if path.is_file() and (wants_hidden or not _is_hidden(path.relative_to(folder)))
+    )
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") and part != ".." for part in relative.parts)
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -131,7 +140,7 @@ def _files_below(folder: Path) -> list[Path]:
         path
         for path in folder.rglob("*")
         if kind_of(path) in KNOWN_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not _is_hidden(path.relative_to(folder))
         and path.is_file()
     )
 
