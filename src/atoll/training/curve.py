@@ -98,7 +98,8 @@ def fit_axis(values: Sequence[float]) -> Axis:
     low, high = min(values), max(values)
     if low > 0 and high / low >= _LOG_FROM:
         return Axis(low=low / 1.03, high=high * 1.03, log=True)
-    air = 0.05 * (high - low) or max(abs(high), 1.0) * 0.05
+    size = max(abs(low), abs(high), 1e-3)
+    air = max(0.05 * (high - low), 1e-4 * size)
     return Axis(low=low - air, high=high + air, log=False)
 
 

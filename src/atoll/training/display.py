@@ -137,7 +137,7 @@ class PlainDisplay:
         """Print a new phase at once and its progress every five seconds."""
         if text != self._phase:
             self._phase = text
-            self._print(f"{text} ...")
+            self._print(text if fraction == 1.0 else f"{text} ...")
             self._printed = self._clock()
         elif fraction is not None and self._due(_PHASE_SECONDS):
             self._print(f"{text}: {fraction:.0%}")
