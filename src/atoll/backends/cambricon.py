@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from atoll.backends.base import Backend, Feature
@@ -83,7 +84,8 @@ def _load() -> str | None:
 def _driver_version() -> str:
     """The kernel driver's version as it tells the system; "unknown" where it does not."""
     try:
-        with open("/proc/driver/cambricon/version", encoding="utf-8", errors="replace") as lines:
-            return lines.readline().strip() or "unknown"
+        path = Path("/proc/driver/cambricon/version")
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+        return text.splitlines()[0] if text else "unknown"
     except OSError:
         return "unknown"

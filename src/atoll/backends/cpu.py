@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002  (overrides keep the arguments of the base)
 """The CPU as a device: one lane is a fixed number of threads of one process.
 
 What fixes the bits here is the instruction set that torch and MKL really use, not the one that
@@ -183,7 +184,7 @@ def _processor_name() -> str:
     wanted = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")
     found: dict[str, str] = {}
     try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 key, separator, value = line.partition(":")
                 if not separator and found:
@@ -200,7 +201,7 @@ def _processor_name() -> str:
 
 def _meminfo_available() -> int | None:
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024
