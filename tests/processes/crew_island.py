@@ -97,6 +97,13 @@ def wait(path):
     time.sleep(600)
 
 
+def abandon(path):
+    """Crash and leave a child behind."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    write(path, {"child": child.pid})
+    raise RuntimeError("left a child behind")
+
+
 def obey(path):
     """Leave politely when asked."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))

@@ -241,6 +241,15 @@ def test_stop_asks_first_and_kills_who_refuses(tmp_path, crew):
     crew.stop()
 
 
+def test_wait_says_whether_all_have_ended(tmp_path, crew):
+    crew.start("a", ["obey", str(tmp_path / "a.json")], {})
+    crew.start("b", ["speak", "1"], {})
+    said(tmp_path / "a.json")
+    assert not crew.wait(0.1)
+    crew.kill("a")
+    assert crew.wait(HANG) and crew.exited() == {"a": -signal.SIGKILL, "b": 0}
+
+
 def test_stop_right_after_start_leaves_nobody(tmp_path, crew):
     crew.start("a", ["wait", str(tmp_path / "a.json")], {})
     crew.stop(grace=HANG)
@@ -305,6 +314,12 @@ def test_no_process_outlives_its_pilot(tmp_path, number):
         pilot.send_signal(number)
         pilot.wait(HANG)
         wait_until_gone(pids)
+
+
+def test_the_children_of_an_island_that_crashed_do_not_outlive_it(tmp_path, crew):
+    crew.start("a", ["abandon", str(tmp_path / "a.json")], {})
+    assert crew.wait_for(1) == {"a": 1}
+    wait_until_gone([said(tmp_path / "a.json")["child"]])
 
 
 def test_no_process_outlives_its_preloader(tmp_path, crew):

@@ -228,10 +228,10 @@ class LocalCrew:
         if grace > 0:
             for name in self._running():
                 self._signal(name, signal.SIGTERM)
-            self._wait(grace)
+            self.wait(grace)
         for name in self._running():
             self._signal(name, signal.SIGKILL)
-        self._wait(2.0)
+        self.wait(2.0)
         for preloader in preloaders:
             preloader.close(timeout=5.0)
 
@@ -239,13 +239,15 @@ class LocalCrew:
         with self._lock:
             return [island.name for island in self._islands.values() if island.status is None]
 
-    def _wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> bool:
+        """Wait for at most `seconds` until all islands have ended by themselves; True if so."""
         deadline = time.monotonic() + seconds
         with self._change:
             while any(island.status is None for island in self._islands.values()):
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._change.wait(left):
-                    return
+                    return False
+        return True
 
     def _hear(self, report: dict[str, Any]) -> None:
         if "started" in report:
