@@ -261,6 +261,7 @@ def _trained(request: _Input, splits: list[Split], tell: Progress) -> Tokenizer:
                 part, _ = split.parts(text)
                 if part and text.second_position < limit:
                     yield part
+        tell("learning the merges of the tokenizer", None)
 
     tell("training the tokenizer", None)
     tokenizer = train_tokenizer(sample(), vocab=wanted)
