@@ -19,8 +19,14 @@ VENDOR_WORDS = re.compile(
     r"(?<![a-z])(nvidia|cuda|nccl|ascend|huawei|npu|hccl|cambricon|mlu|cncl|rocm)(?![a-z])"
 )
 VENDOR_FOLDERS = ("backends", "facts")
-ENVIRONMENT_FOLDERS = ("crew",)
-"""Only the crew touches the environment: it builds that of the processes it starts."""
+ENVIRONMENT_FILES = ("crew/local.py",)
+"""Only the local crew takes the environment: it builds that of the processes it starts."""
+
+LIBRARY_VARIABLE = re.compile(r"os\.environ\.get\('(?!ATOLL)[A-Z0-9_]+'(, .*)?\)")
+"""What a backend may do: look up, by its name, a variable that a vendor's library obeys.
+
+Such a variable decides bits, so it belongs to the kind; it is recorded there, never obeyed.
+"""
 
 TORCH_PROTOCOL = ("forward", "backward", "setup_context")
 """Methods that torch calls; what they take and give stands in the docstring of their class."""
@@ -71,9 +77,21 @@ def test_vendors_are_named_in_their_own_folders_only(path: Path) -> None:
 
 @every_file
 def test_the_environment_is_no_option(path: Path) -> None:
-    if folder_of(path) in ENVIRONMENT_FOLDERS:
+    if str(path.relative_to(SOURCE)) in ENVIRONMENT_FILES:
         return
-    for node in ast.walk(parse(path)):
+    lookups = environment_lookups(parse(path), may_record=folder_of(path) == "backends")
+    assert not lookups
+
+
+def environment_lookups(tree: ast.Module, *, may_record: bool) -> list[str]:
+    """Everything in a module that takes something from the environment, but what is recorded."""
+    recorded = set()
+    if may_record:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and LIBRARY_VARIABLE.fullmatch(ast.unparse(node)):
+                recorded.update(ast.walk(node))
+    found = []
+    for node in ast.walk(tree):
         name = ""
         if isinstance(node, ast.Attribute):
             name = f"{ast.unparse(node.value)}.{node.attr}"
@@ -81,7 +99,28 @@ def test_the_environment_is_no_option(path: Path) -> None:
             name = "os." + ",".join(alias.name for alias in node.names)
         elif isinstance(node, ast.keyword) and node.arg == "envvar":
             name = "os.environ"
-        assert not re.search(r"os\.(.*,)?(environ|getenv|putenv)", name), f"line {node.lineno}"
+        touches = re.fullmatch(r"os\.(.*,)?(environb?|getenvb?|putenv)(,.*)?", name)
+        if touches and node not in recorded:
+            found.append(f"line {node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "may_record", "num_found"),
+    [
+        ("import os\nos.environ.get('X')", False, 1),
+        ("import os\nos.environ.get('X', 'not set')", True, 0),
+        ("import os\nos.environ.get('ATOLL_X')", True, 1),
+        ("import os\nos.environ['X']", True, 1),
+        ("import os\ndict(os.environ)", True, 1),
+        ("import os\nos.getenv('X')", True, 1),
+        ("from os import environ, path", True, 1),
+        ("typer.Option(None, envvar='X')", False, 1),
+        ("import os\nos.path.join('a')", False, 0),
+    ],
+)
+def test_lookups_are_seen(text: str, may_record: bool, num_found: int) -> None:
+    assert len(environment_lookups(ast.parse(text), may_record=may_record)) == num_found
 
 
 @every_file
