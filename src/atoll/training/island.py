@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from atoll import backends
 from atoll.crew import wire
@@ -33,7 +34,7 @@ from atoll.model import Model
 from atoll.modeling import initial
 from atoll.modeling.decoder import Decoder
 from atoll.recipe import Recipe
-from atoll.training import checkpoint
+from atoll.training import checkpoint, examination
 from atoll.training.accumulator import Accumulator, IntegerSums, square_sum
 from atoll.training.digests import add_digests, combine_sha256, sum_digest, tensor_bytes_sha256
 from atoll.training.exchange import Exchange
@@ -81,7 +82,7 @@ class Island:
         recipe: dict[str, Any],
         vocab: int,
         widths: list[Any],
-        shards: str,
+        shards: str | None,
         run: str,
         store_port: int,
     ) -> None:
@@ -90,13 +91,14 @@ class Island:
         self.model = self.recipe.model.with_vocab(vocab)
         self.run_folder = Path(run)
         batch, context = self.recipe.batch, self.model.context
-        self.sampler = Sampler(
-            open_shards(Path(shards)),
-            seed=self.recipe.seed,
-            context=context,
-            sequences=batch.sequences,
-            grain=batch.grain,
-        )
+        if shards is not None:
+            self.sampler = Sampler(
+                open_shards(Path(shards)),
+                seed=self.recipe.seed,
+                context=context,
+                sequences=batch.sequences,
+                grain=batch.grain,
+            )
         failed = self.backend.prove_exact()
         shapes = self.model.tensors()
         self.weights = {
@@ -325,6 +327,47 @@ class Island:
         )
         return combine_sha256(dict(zip(self.names, parts, strict=True)))
 
+    # ------------------------------------------------------------------ the doctor
+
+    def trace(self, *, path: str) -> None:
+        """Compute the probe grain and keep every stage's input and gradient in a file."""
+        # A decoder of its own: a lane's hooks take the gradients away.
+        kept = examination.trace(self._bare_decoder(), self._probe_grain())
+        save_file(kept, path)
+        self.send("traced", loss=float(kept["loss"]))
+
+    def examine(self, *, path: str) -> None:
+        """Compute every stage of the probe grain from another island's trace; report the errors."""
+        decoder = self._bare_decoder()
+        stages = examination.examine(decoder, self._probe_grain(), load_file(path))
+        with torch.no_grad():
+            loss = float(decoder.loss(self._probe_grain()))
+        self.send("examined", stages=[stage.as_dict() for stage in stages], loss=loss)
+
+    def link(self, *, num_bytes: int) -> None:
+        """Time the exchange of `num_bytes` with the other members; the best of three."""
+        sums = IntegerSums({"link": (num_bytes // 4,)}, [32], torch.device("cpu"))
+        into = IntegerSums({"link": (num_bytes // 4,)}, [32], torch.device("cpu"))
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            self.exchange.add_up(sums, into, host=self.backend.host)
+            seconds.append(time.perf_counter() - started)
+        self.send("linked", seconds=min(seconds))
+
+    def _bare_decoder(self) -> Decoder:
+        decoder = Decoder(self.model).to(self.device)
+        decoder.load_state_dict(self.weights)
+        return decoder
+
+    def _probe_grain(self) -> torch.Tensor:
+        tokens = probe_tokens(
+            sequences=self.recipe.batch.grain,
+            context=self.model.context,
+            vocab=self.model.resolved_vocab,
+        )
+        return torch.from_numpy(tokens).to(self.device)
+
     # ------------------------------------------------------------------ inside
 
     def _groups(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -355,6 +398,9 @@ class Island:
             "validate": self.validate,
             "checkpoint": self.save,
             "finish": self.finish,
+            "trace": self.trace,
+            "examine": self.examine,
+            "link": self.link,
         }
         actions[message.kind](**message.fields)
         self.report_checkpoints()

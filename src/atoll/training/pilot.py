@@ -176,7 +176,22 @@ class Pilot:
     # ------------------------------------------------------------------ start
 
     def prepare(self, *, vocab: int, shards: str, run: str, store_port: int) -> None:
-        """Have every island build the model, prove itself and say its kind; then form the group."""
+        """Have every island build the model, prove itself and say its kind; then form the group.
+
+        IslandError for one whose arithmetic would let its weights drift from the others'.
+        """
+        self.introduce(vocab=vocab, shards=shards, run=run, store_port=store_port)
+        for member in self.crew.members.values():
+            if member.failed_operations:
+                raise IslandError(
+                    f"island {member.name!r} ({member.chip}) does not round these operations as "
+                    f"IEEE 754 asks: {', '.join(member.failed_operations)}. "
+                    "Its weights would drift from the others'."
+                )
+        self.form_group()
+
+    def introduce(self, *, vocab: int, shards: str | None, run: str, store_port: int) -> None:
+        """Have every island build the model with its initial weights and present itself."""
         crew = self.crew
         crew.tell_all(
             "prepare",
@@ -195,21 +210,14 @@ class Pilot:
             member.memory = answer["memory"]
             member.failed_operations = answer["failed"]
             member.seconds.append(answer["grain_seconds"])
-            if answer["failed"]:
-                raise IslandError(
-                    f"island {name!r} ({member.chip}) does not round these operations as IEEE 754 asks: "
-                    f"{', '.join(answer['failed'])}. Its weights would drift from the others'."
-                )
         self.fingerprint = check_replicas(0, {n: a["fingerprint"] for n, a in ready.items()})
-        self.initial_fingerprint = self.fingerprint
-        crew.tell(
-            "join",
-            {
-                n: {"epoch": 1, "rank": i, "size": len(crew.members)}
-                for i, n in enumerate(crew.members)
-            },
-        )
-        crew.gather("joined")
+
+    def form_group(self) -> None:
+        """Let all members meet for the exchange."""
+        members = self.crew.members
+        ranks = {n: {"epoch": 1, "rank": i, "size": len(members)} for i, n in enumerate(members)}
+        self.crew.tell("join", ranks)
+        self.crew.gather("joined")
 
     def restore(self, step: int, state: Mapping[str, Any] | None) -> None:
         """Take every island to the checkpoint after `step` (0: the initial weights)."""

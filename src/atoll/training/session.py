@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import atoll
-from atoll import backends
+from atoll import backends, facts
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, matched_model, prepare
 from atoll.errors import AtollError, InputError, Interrupted
@@ -170,7 +170,8 @@ def this_machine() -> Fleet:
         )
         chip = "cpu"
     else:
-        lanes, chip = backend.num_devices(), "here"
+        lanes = backend.num_devices()
+        chip = backend.name if backend.name in facts.chips() else "here"
     return Fleet.from_dict({"island": [{"name": "here", "chip": chip, "lanes": lanes}]})
 
 
@@ -237,7 +238,7 @@ class _Session:
         self.val_loss: float | None = None
         self.interrupted = threading.Event()
         self._saved_steps: set[int] = set()
-        self._started = time.monotonic()
+        self._seconds_here = 0.0
         self._tokens_here = 0
 
     def run(self, *, listen: str | None, starting: Starting) -> TrainResult:
@@ -348,6 +349,7 @@ class _Session:
 
     def _loop(self) -> None:
         pilot, cadence = self.pilot, self.recipe.run
+        started = time.perf_counter()
         while pilot.step < self.last_step and not self.interrupted.is_set():
             line, values = pilot.open_step(self._ranges(pilot.step + 1))
             self.ledger.append(line)
@@ -361,32 +363,27 @@ class _Session:
             if pilot.step % cadence.checkpoint_every == 0:
                 self._save()
             self._collect_checkpoints()
+            self._seconds_here = time.perf_counter() - started
             self._show(line)
 
     def _ranges(self, step: int) -> dict[str, shares.Ranges]:
+        """The split of a step: by the plan's rule, over the members that are here."""
         grains, members = self.recipe.num_grains, self.pilot.crew.members
-        given = {m.name: m.share for m in self.members}
+        given = {member.name: member.share for member in self.members}
         mode = self.plan.shares.mode
+        started = any(len(member.seconds) > 1 for member in members.values())
         if mode == "seeded":
-            split = shares.seeded(
-                grains, names=list(members), seed=self.plan.shares.seed, step=step
-            )
-        elif mode == "fixed":
-            split = shares.by_weight(grains, {name: given[name] or 0.0 for name in members})
-        elif (
-            step == self.pilot.step + 1
-            and all(len(m.seconds) <= 1 for m in members.values())
-            and all(share is not None for share in given.values())
-        ):
+            seed = self.plan.shares.seed
+            split = shares.seeded(grains, names=list(members), seed=seed, step=step)
+        elif mode == "fixed" or (not started and None not in given.values()):
             split = shares.by_weight(grains, {name: given[name] or 0.0 for name in members})
         else:
-            active = [n for n in members if given[n] != 0]
-            part = shares.by_speed(
+            active = [name for name in members if given[name] != 0]
+            split = dict.fromkeys(members, 0) | shares.by_speed(
                 grains,
-                grain_seconds={n: members[n].grain_seconds for n in active},
-                lanes={n: members[n].lanes for n in active},
+                grain_seconds={name: members[name].grain_seconds for name in active},
+                lanes={name: members[name].lanes for name in active},
             )
-            split = {name: part.get(name, 0) for name in members}
         return shares.contiguous(split)
 
     def _validate(self) -> None:
@@ -488,7 +485,7 @@ class _Session:
         self.folder.set_status(state, step=pilot.step, fingerprint=pilot.fingerprint)  # type: ignore[arg-type]  # one of the states
         self.events.append(state, step=pilot.step, fingerprint=pilot.fingerprint)
         self.ledger.close()
-        seconds = time.monotonic() - self._started
+        seconds = self._seconds_here
         return TrainResult(
             run=self.folder.path,
             step=pilot.step,
