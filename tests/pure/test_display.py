@@ -119,6 +119,20 @@ def test_ticks_lie_inside_and_are_few(low, ratio, most):
     assert all(axis.low - 1e-9 * span <= value <= axis.high + 1e-9 * span for value in found)
 
 
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([2.0, 3.0], ["2", "3"]),
+        ([8.2, 8.25, 8.3], ["8.20", "8.25", "8.30"]),
+        ([5.00001, 5.00002], ["5.00001", "5.00002"]),
+        ([1500.0, 2000.0], ["1,500", "2,000"]),
+        ([2.5], ["2.5"]),
+    ],
+)
+def test_tick_numbers_tell_neighbours_apart(values, texts):
+    assert curve._numbers(values, log=False) == texts
+
+
 def test_many_points_stay_bounded_and_keep_their_mean():
     points = curve.Points()
     for step in range(1, 50_001):

@@ -144,7 +144,8 @@ def draw(
     vertical = fit_axis(values)
     rows = height - 2
     marks = ticks(vertical, max(2, rows // 2))
-    labels = {round((1 - vertical.at(value)) * (rows - 1)): _number(value) for value in marks}
+    named = zip(marks, _numbers(marks, log=vertical.log), strict=True)
+    labels = {round((1 - vertical.at(value)) * (rows - 1)): text for value, text in named}
     margin = max((len(label) for label in labels.values()), default=0) + 1
     columns = width - margin - 1
     end = _end_of_steps(train, validation, last_step)
@@ -169,8 +170,13 @@ def _mean(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return sum(p[0] for p in points) / count, sum(p[1] for p in points) / count
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+def _numbers(values: Sequence[float], *, log: bool) -> list[str]:
+    """Tick values as text, with as many digits as tell neighbours apart."""
+    if log or len(values) < 2:
+        return [f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" for value in values]
+    step = values[1] - values[0]
+    decimals = next((d for d in range(9) if abs(round(step, d) - step) < 1e-3 * step), 9)
+    return [f"{value:,.{decimals}f}" for value in values]
 
 
 def _end_of_steps(train: Series, validation: Series, last_step: int) -> float:
