@@ -160,10 +160,16 @@ class Decoder(nn.Module):
         self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
 
-    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits [B, T, V] of the token after each of ``tokens_BT`` (int64, [B, T])."""
+    def forward(
+        self, tokens_BT: Tensor, cache: Cache | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Logits [B, T, V] of the token after each of ``tokens_BT`` (int64, [B, T]).
+
+        With ``last_only`` [B, 1, V], after the last of them. A cache takes the tokens in and moves
+        on.
+        """
         x_BTC, head_VC = self._last_hidden(tokens_BT, cache)
-        return F.linear(x_BTC, head_VC)
+        return F.linear(x_BTC[:, -1:] if last_only else x_BTC, head_VC)
 
     def loss(self, tokens_BT: Tensor) -> Tensor:
         """The SUM over all positions of the cross entropy in nats, an fp32 scalar.

@@ -1,0 +1,196 @@
+"""GGUF files, read through the package gguf: weights to fp32, tokenizer to a tokenizer.json.
+
+What it is: the architectures llama and qwen3 of the GGUF specification, any quantisation that the
+package can undo. llama.cpp stores the query and key rows of llama files in the interleaved order
+of its rotary kernel: they are put back into halves here. What it is not: a writer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atoll.errors import InputError
+from atoll.model import Model
+from atoll.modeling.loaded import Loaded, TensorsOnDisk, check_names, check_shape
+
+ARCHITECTURES = ("llama", "qwen3")
+"""What ``read`` accepts."""
+
+_BLOCK_NAMES = {
+    "attention_norm": "attn_norm",
+    "attention.query": "attn_q",
+    "attention.key": "attn_k",
+    "attention.value": "attn_v",
+    "attention.output": "attn_output",
+    "attention.query_norm": "attn_q_norm",
+    "attention.key_norm": "attn_k_norm",
+    "ffn_norm": "ffn_norm",
+    "ffn.gate": "ffn_gate",
+    "ffn.up": "ffn_up",
+    "ffn.down": "ffn_down",
+}
+_TOP_NAMES = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
+
+
+def file_name_of(name: str) -> str:
+    """The name that GGUF files give to our tensor ``name``."""
+    stem = name.removesuffix(".weight")
+    if stem in _TOP_NAMES:
+        return f"{_TOP_NAMES[stem]}.weight"
+    _, layer, rest = stem.split(".", 2)
+    return f"blk.{layer}.{_BLOCK_NAMES[rest]}.weight"
+
+
+def read(path: Path) -> Loaded:
+    """Open a GGUF file; its tokenizer is written to a temporary tokenizer.json.
+
+    InputError: the package gguf is missing (with the pip line), a file that is no GGUF or is cut
+    short, another architecture, a setting that our decoder does not compute.
+    """
+    from atoll.data.tokenizer import tokenizer_from_gguf
+
+    reader = _open(path)
+    value = _values(reader)
+    architecture = value("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise InputError(
+            "this architecture is not supported",
+            file=path,
+            key="general.architecture",
+            value=architecture,
+            fix=f"Supported: {', '.join(ARCHITECTURES)}.",
+        )
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    model = _model_of(value, architecture, stored, path)
+    names = {file_name_of(name) for name in model.tensors()}
+    check_names(set(stored), names, ignored=lambda _: False, source=path)
+    scratch = tempfile.TemporaryDirectory(prefix="atoll-gguf-")
+    tokenizer_json = Path(scratch.name) / "tokenizer.json"
+    tokenizer_from_gguf(path).save(str(tokenizer_json))
+    stop = value("tokenizer.ggml.eos_token_id")
+    shapes = model.tensors()
+
+    def read_tensor(name: str) -> Tensor:
+        values = _dequantised(stored[file_name_of(name)], path)
+        check_shape(name, tuple(values.shape), shapes[name], path)
+        return _halves(values, name, model) if architecture == "llama" else values
+
+    return Loaded(
+        source=path,
+        model=model,
+        tensors=TensorsOnDisk(list(shapes), read_tensor),
+        tokenizer_json=tokenizer_json,
+        stop_ids=() if stop is None else (int(stop),),
+        chat_template=value("tokenizer.chat_template"),
+        scratch=scratch,
+    )
+
+
+def _open(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise InputError(
+            "reading a GGUF file needs the package gguf", file=path, fix="pip install gguf"
+        ) from error
+    if not path.is_file():
+        raise InputError("no such file", file=path)
+    try:
+        return GGUFReader(path)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(
+            f"is not a readable GGUF file: {error}",
+            file=path,
+            fix="It is another kind of file, or cut short: compare its size with the original.",
+        ) from error
+
+
+def _values(reader: Any) -> Callable[[str], Any]:
+    """A function from a metadata key to its value, None where the file lacks the key."""
+
+    def value(key: str) -> Any:
+        field = reader.get_field(key)
+        return None if field is None else field.contents()
+
+    return value
+
+
+def _model_of(
+    value: Callable[[str], Any], architecture: str, stored: dict[str, Any], path: Path
+) -> Model:
+    def need(key: str) -> Any:
+        found = value(f"{architecture}.{key}")
+        if found is None:
+            raise InputError("the file lacks this key", file=path, key=f"{architecture}.{key}")
+        return found
+
+    scaling = value(f"{architecture}.rope.scaling.type")
+    if scaling not in (None, "none"):
+        raise InputError(
+            "our decoder does not compute this",
+            file=path,
+            key=f"{architecture}.rope.scaling.type",
+            value=scaling,
+            fix='Supported: "none".',
+        )
+    width, heads = int(need("embedding_length")), int(need("attention.head_count"))
+    head_dim = int(value(f"{architecture}.attention.key_length") or width // heads)
+    turned = int(value(f"{architecture}.rope.dimension_count") or head_dim)
+    if turned != head_dim:
+        raise InputError(
+            "our decoder rotates whole heads",
+            file=path,
+            key=f"{architecture}.rope.dimension_count",
+            value=turned,
+            fix=f"Supported: the width of a head, {head_dim}.",
+        )
+    embedding = stored.get(file_name_of("embedding.weight"))
+    if embedding is None:
+        raise InputError("holds no token embedding", file=path)
+    return Model(
+        layers=int(need("block_count")),
+        width=width,
+        heads=heads,
+        kv_heads=int(value(f"{architecture}.attention.head_count_kv") or heads),
+        head_dim=head_dim,
+        ffn=int(need("feed_forward_length")),
+        context=int(need("context_length")),
+        vocab=int(embedding.shape[-1]),
+        tied=file_name_of("head.weight") not in stored,
+        qk_norm=architecture == "qwen3",
+        norm_eps=float(f"{need('attention.layer_norm_rms_epsilon'):.6g}"),
+        rope_base=float(value(f"{architecture}.rope.freq_base") or 10000.0),
+    )
+
+
+def _dequantised(stored: Any, path: Path) -> Tensor:
+    from gguf.quants import dequantize
+
+    try:
+        values = dequantize(stored.data, stored.tensor_type)
+    except (NotImplementedError, ValueError) as error:
+        raise InputError(
+            f"the tensor {stored.name} is stored as {stored.tensor_type.name}, which the package "
+            f"gguf cannot read: {error}",
+            file=path,
+        ) from error
+    return torch.from_numpy(values.astype("float32"))
+
+
+def _halves(values: Tensor, name: str, model: Model) -> Tensor:
+    """Query and key rows from pairs (2i, 2i+1) back to halves (i, i + D/2), head by head."""
+    if name.endswith("attention.query.weight"):
+        num_heads = model.heads
+    elif name.endswith("attention.key.weight"):
+        num_heads = model.resolved_kv_heads
+    else:
+        return values
+    rows, width = values.shape
+    pairs = values.view(num_heads, rows // num_heads // 2, 2, width)
+    return pairs.transpose(1, 2).reshape(rows, width)
