@@ -38,7 +38,7 @@ def fleet(
 
         found = Fleet.load(file)
     else:
-        from atoll.training.session import this_machine
+        from atoll.training.target import this_machine
 
         found = this_machine()
     if json:
