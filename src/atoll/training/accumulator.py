@@ -1,9 +1,9 @@
 """Gradients added up as integers: quantise, add, and forget the floating-point gradient at once.
-
-One `Accumulator` holds an island's sums of the open step; all its lanes add into it. Integer addition is
-associative, so any order of grains, lanes, islands and collectives gives the same bits. On the host the
-work goes block by block: a block's gradient is read once, its maximum taken, scaled, rounded, converted
-and added while it is in the cache, so main memory sees no more traffic than plain fp32 accumulation.
+ One `Accumulator` holds an island's sums of the open step; all its lanes add into it. Integer
+addition is associative, so any order of grains, lanes, islands and collectives gives the same bits.
+On the host the work goes block by block: a block's gradient is read once, its maximum taken,
+scaled, rounded, converted and added while it is in the cache, so main memory sees no more traffic
+than plain fp32 accumulation.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ DTYPES: dict[Width, torch.dtype] = {32: torch.int32, 64: torch.int64}
 
 @dataclass(frozen=True, slots=True)
 class SquareSum:
-    """Sum of (q >> shift)**2 over one tensor's integers; `shift` leaves the largest of them 15 bits."""
+    """Sum of (q >> shift)**2 over one tensor's integers; `shift` leaves the largest of them 15
+    bits.
+    """
 
     total: int
     shift: int
 
 
 def blocks(flat: Tensor) -> list[tuple[int, Tensor]]:
-    """(offset, view) pieces of a flat tensor: cache-sized on the host, one whole piece on a device."""
+    """(offset, view) pieces of a flat tensor: cache-sized on the host, one on a device."""
     size = flat.numel()
     step = BLOCK if flat.device.type == "cpu" else max(size, 1)
     return [(first, flat[first : first + step]) for first in range(0, size, step)]
@@ -48,6 +50,7 @@ class IntegerSums:
     def __init__(
         self, shapes: Mapping[str, tuple[int, ...]], widths: Sequence[Width], device: torch.device
     ) -> None:
+        self._made_of = (dict(shapes), tuple(widths), device)
         sizes = [int(torch.Size(shape).numel()) for shape in shapes.values()]
         self.flats: dict[Width, Tensor] = {}
         self.views: list[Tensor] = [torch.empty(0)] * len(sizes)
@@ -60,19 +63,14 @@ class IntegerSums:
                 self.views[i] = flat[first : first + sizes[i]]
                 first += sizes[i]
 
+    def like(self) -> IntegerSums:
+        """Zeros of the same shapes on the same device."""
+        return IntegerSums(*self._made_of)
+
     def zero_(self) -> None:
         """Forget everything."""
         for flat in self.flats.values():
             flat.zero_()
-
-    def copy_(self, other: IntegerSums) -> None:
-        """Take over the sums of another one of the same shapes."""
-        for width, flat in self.flats.items():
-            flat.copy_(other.flats[width])
-
-    def numbers_of_bytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(flat.numel() * flat.element_size() for flat in self.flats.values())
 
 
 class Accumulator:
@@ -91,9 +89,9 @@ class Accumulator:
     def add(self, index: int, gradient: Tensor, *, digest: bool = False) -> tuple[Tensor, int]:
         """Add one grain's gradient of tensor `index`.
 
-        Returns max|g| as a 0-d tensor (NaN or inf where the gradient is not finite; the integers are
-        then worthless, and the caller must not commit them) and, if `digest` is asked for, the sum
-        digest of this grain's integers alone.
+        Returns max|g| as a 0-d tensor (NaN or inf where the gradient is not finite; the integers
+        are then worthless, and the caller must not commit them) and, if `digest` is asked for, the
+        sum digest of this grain's integers alone.
         """
         target = self.sums.views[index]
         scale = 2.0 ** self.exponents[index]
@@ -112,10 +110,11 @@ class Accumulator:
 
 
 def square_sum(integers: Tensor) -> SquareSum:
-    """Sum of squares of one tensor's integers, shifted so that the largest fits 15 bits (exact int64).
+    """Sum of squares of one tensor's integers, shifted so that the largest fits 15 bits (exact
+    int64).
 
-    On the host each block's sum is taken as a float64 dot product: all its partial sums are integers
-    below 2**53, so it is the same integer in any order. Elsewhere in int64.
+    On the host each block's sum is taken as a float64 dot product: all its partial sums are
+    integers below 2**53, so it is the same integer in any order. Elsewhere in int64.
     """
     if not integers.numel():
         return SquareSum(0, 0)

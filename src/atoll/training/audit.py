@@ -1,10 +1,10 @@
 """Audit: compute steps of a finished or running run again and compare them with its ledger.
-
-A replay begins at the nearest kept checkpoint (or at the initial weights) and gives every grain to a lane
-of the kind that computed it. Compared are, for each replayed step, the exponents, the digest of the summed
-integers, the loss and the norm, and the fingerprint of the weights that the step began with, so that
-the fingerprint after the last replayed step is compared too. Where a kind is absent, a whole step cannot be
-computed; the recorded digests of single grains still can, for the kinds that are here.
+ A replay begins at the nearest kept checkpoint (or at the initial weights) and gives every grain to
+a lane of the kind that computed it. Compared are, for each replayed step, the exponents, the digest
+of the summed integers, the loss and the norm, and the fingerprint of the weights that the step
+began with, so that the fingerprint after the last replayed step is compared too. Where a kind is
+absent, a whole step cannot be computed; the recorded digests of single grains still can, for the
+kinds that are here.
 """
 
 from __future__ import annotations
@@ -68,9 +68,7 @@ class AuditResult:
 
     def text(self) -> str:
         """What a person reads."""
-        lines = [
-            f"drawn steps: {', '.join(map(str, self.drawn))}; recomputed whole: {_spans(self.steps)}"
-        ]
+        lines = [f"drawn steps: {_spans(self.drawn)}; recomputed whole: {_spans(self.steps)}"]
         if self.probes_checked:
             lines.append(f"single grains recomputed and equal: {self.probes_checked}")
         for kind, count in self.skipped_grains.items():
@@ -78,7 +76,8 @@ class AuditResult:
         if self.first_difference is not None:
             d = self.first_difference
             lines.append(
-                f"step {d['step']} DIFFERS in {d['key']}: ledger {d['ledger']}, recomputed {d['found']}"
+                f"step {d['step']} DIFFERS in {d['key']}: "
+                f"ledger {d['ledger']}, recomputed {d['found']}"
             )
         elif not self.steps:
             lines.append("FAILED: no whole step could be recomputed")

@@ -1,4 +1,4 @@
-"""Bring a plan's islands together: listen, start those that run here, wait for those that dial in."""
+"""Bring a plan's islands together: listen, start those that run here, wait for the others."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from atoll.training.display import Display
 from atoll.training.exchange import serve_store
 from atoll.training.pilot import Crewed
 
-HOST_CHIP_BACKEND = "cpu"
+LAST_SAVE_SECONDS = 60.0
+"""How long islands that were told to finish may take to end by themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Starting:
-    """How island processes are started; the defaults are what users get, tests plant faults here."""
+    """How island processes are started: what users get, unless a test plants faults here."""
 
     entry: str = "atoll.training.island:main"
     preload: Sequence[str] = ("torch", "torch.distributed", "atoll.training.island")
@@ -81,36 +82,42 @@ def assemble(
     token_file = folder / "token"
     token = wire.write_token_file(token_file)
     address = listen or "127.0.0.1:0"
-    with wire.Listener(address, token=token) as listener:
-        crew = LocalCrew(
-            entry=starting.entry,
-            logs=logs,
-            preload=starting.preload,
-            python_path=starting.python_path,
-            on_exit=lambda name, status: listener.events.put(
-                wire.Event(name, wire.Exit(status=status))
-            ),
-        )
-        with crew:
+    local = {member.name for member in members if not member.dials_in}
+
+    def ended(name: str, status: int) -> None:
+        listener.events.put(wire.Event(name, wire.Exit(status=status)))
+
+    def explain(name: str) -> str:
+        return crew.log_tail(name) if name in local else "Its own launcher has its output."
+
+    def waiting(missing: list[str]) -> None:
+        display.say(f"waiting for island {', '.join(missing)}")
+
+    try:
+        with (
+            wire.Listener(address, token=token) as listener,
+            LocalCrew(
+                entry=starting.entry,
+                logs=logs,
+                preload=starting.preload,
+                python_path=starting.python_path,
+                on_exit=ended,
+            ) as crew,
+        ):
             for member in members:
-                if not member.dials_in:
-                    environment = facts.chip(member.chip).environment
-                    crew.start(
-                        member.name, _arguments(member, listener.address, token_file), environment
-                    )
-            _say_how_to_dial(members, listener.address, token_file, display)
-            crewed = Crewed(listener, explain=lambda name: crew.log_tail(name))
-            names = {member.name: member.chip for member in members}
-            crewed.admit(
-                names,
-                waiting=lambda missing: display.say(f"waiting for island {', '.join(missing)}"),
-            )
+                arguments = _arguments(member, listener.address, token_file)
+                if member.dials_in:
+                    command = " ".join(["atoll", *arguments])
+                    display.say(f"island {member.name!r} dials in; start it with:\n  {command}")
+                else:
+                    crew.start(member.name, arguments, facts.chip(member.chip).environment)
+            crewed = Crewed(listener, explain=explain)
+            crewed.admit({member.name: member.chip for member in members}, waiting=waiting)
             store = serve_store(wire.parse_address(address)[0])
-            try:
-                yield crewed, store.port
-            finally:
-                crewed.members.clear()
-    token_file.unlink(missing_ok=True)
+            yield crewed, store.port
+            crew.wait(LAST_SAVE_SECONDS)  # whoever was told to finish may still be closing down
+    finally:
+        token_file.unlink(missing_ok=True)
 
 
 def _arguments(member: MemberSpec, address: str, token_file: Path) -> list[str]:
@@ -131,12 +138,3 @@ def _arguments(member: MemberSpec, address: str, token_file: Path) -> list[str]:
         "--device-index",
         str(member.device_index),
     ]
-
-
-def _say_how_to_dial(
-    members: Sequence[MemberSpec], address: str, token_file: Path, display: Display
-) -> None:
-    for member in members:
-        if member.dials_in:
-            command = " ".join(["atoll", *_arguments(member, address, token_file)])
-            display.say(f"island {member.name!r} dials in; start it with:\n  {command}")

@@ -1,10 +1,10 @@
 """Digests of integer sums (they add up) and fingerprints of weights (they do not have to).
-
-A sum digest is linear modulo the prime 2**61 - 1: the digests of the islands' sums add up to the digest
-of the exchanged sum, so a bad exchange is found without moving the gradients again, and the island whose
-result is bad is named. An element x[r, c] of a tensor, laid out in rows of `ROW` elements, counts with
-the factor weight[c] * weight(tensor, r). The inner sums over a row are products of exact integers in
-float64 that stay below 2**53, so no order of summation can change them.
+ A sum digest is linear modulo the prime 2**61 - 1: the digests of the islands' sums add up to the
+digest of the exchanged sum, so a bad exchange is found without moving the gradients again, and the
+island whose result is bad is named. An element x[r, c] of a tensor, laid out in rows of `ROW`
+elements, counts with the factor weight[c] * weight(tensor, r). The inner sums over a row are
+products of exact integers in float64 that stay below 2**53, so no order of summation can change
+them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 PRIME = 2**61 - 1
 ROW = 2048
-_COLUMN_BITS = 10  # |x| < 2**31 (or a 33-bit half) times 2**10 times ROW stays below 2**53 (2**54 is never met)
+_COLUMN_BITS = 10  # 32-bit magnitudes times factors below 2**10, ROW of them, stay below 2**53
 _LOW_BITS = 31
 
 
@@ -63,7 +63,8 @@ def sum_digest(integers: Tensor, *, tensor: int, offset: int = 0) -> int:
     """Digest of (a block of) one tensor of int32 or int64 on the host, as a number below PRIME.
 
     `tensor` is its index in the model; `offset` is the place of the block's first element in the
-    flattened tensor, a multiple of `ROW`, so that digests of blocks add up to the digest of the whole.
+    flattened tensor, a multiple of `ROW`, so that digests of blocks add up to the digest of the
+    whole.
     """
     assert offset % ROW == 0, offset
     flat = integers.reshape(-1)
@@ -87,8 +88,10 @@ def add_digests(digests: Iterable[int]) -> int:
 
 
 def tensor_bytes_sha256(host: Tensor) -> str:
-    """SHA-256 of a contiguous host tensor's bytes (little-endian machines only, as all of ours are)."""
-    return hashlib.sha256(memoryview(host.reshape(-1).numpy()).cast("B")).hexdigest()
+    """SHA-256 of a contiguous host tensor's bytes (little-endian machines only, as all of ours
+    are).
+    """
+    return hashlib.sha256(host.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def combine_sha256(parts: Mapping[str, str]) -> str:

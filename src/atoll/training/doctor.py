@@ -17,7 +17,7 @@ from atoll.training.crewing import Starting, assemble, members_of
 from atoll.training.display import Display
 from atoll.training.examination import TOLERANCE, StageError
 from atoll.training.pilot import Pilot
-from atoll.training.session import this_machine
+from atoll.training.target import this_machine
 from atoll.units import format_bytes, format_rate
 
 SUBJECT, REFERENCE = "subject", "reference"
@@ -48,7 +48,7 @@ class Patient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorResult:
-    """The findings; `ok` if every stage is within rounding and the update's operations are exact."""
+    """The findings; `ok` if every stage is within rounding and the update is exact."""
 
     subject: Patient
     reference: Patient
@@ -90,7 +90,7 @@ class DoctorResult:
             "the two are of one kind: the same bits"
             if a.kind_id == b.kind_id
             else "the two are of different kinds: a bitwise run cannot mix them",
-            f"free memory {format_bytes(a.free_memory) if a.free_memory is not None else 'unknown'}",
+            "free memory " + ("unknown" if a.free_memory is None else format_bytes(a.free_memory)),
         ]
         if self.link_bytes_per_second is not None:
             lines.append(f"exchange between the two: {format_rate(self.link_bytes_per_second)}")
@@ -99,12 +99,14 @@ class DoctorResult:
         )
         lines.append(f"\n{'stage':<12} {'output':>10} {'gradients':>10}  worst tensor")
         lines += [
-            f"{s.stage:<12} {s.output:>10.1e} {s.gradients:>10.1e}  {s.worst}{'   WRONG' if s.wrong else ''}"
+            f"{s.stage:<12} {s.output:>10.1e} {s.gradients:>10.1e}  {s.worst}"
+            + ("   WRONG" if s.wrong else "")
             for s in self.stages
         ]
         if a.failed_operations:
             lines.append(
-                f"\nNOT EXACT: {', '.join(a.failed_operations)}; weights would drift from other chips'"
+                f"\nNOT EXACT: {', '.join(a.failed_operations)}; "
+                "weights would drift from other chips'"
             )
         verdict = (
             "computes right"
@@ -130,8 +132,8 @@ def doctor(
 ) -> DoctorResult:
     """Compare an island (of `fleet`, or this machine's) with another island or a chip.
 
-    `recipe` gives the model and the grain; without it a small built-in one is used. No text is needed:
-    the grain is a fixed pattern.
+    `recipe` gives the model and the grain; without it a small built-in one is used. No text is
+    needed: the grain is a fixed pattern.
     """
     model_recipe = Recipe.from_dict(_BUILT_IN) if recipe is None else Recipe.load(recipe)
     crew_fleet = this_machine() if fleet is None else Fleet.load(fleet)

@@ -1,8 +1,8 @@
 """One grain taken apart: every layer computed on another's inputs, so that errors do not travel.
-
-The reference computes a grain and keeps, for each stage (the embedding, each block, the head), what goes in
-and the gradient that comes back. The subject computes each stage from the reference's input and the
-reference's gradient, so a wrong stage shows in that stage alone and not in all that follow.
+ The reference computes a grain and keeps, for each stage (the embedding, each block, the head),
+what goes in and the gradient that comes back. The subject computes each stage from the reference's
+input and the reference's gradient, so a wrong stage shows in that stage alone and not in all that
+follow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from atoll.modeling.decoder import Decoder
 
 TOLERANCE = 1e-4
-"""Largest relative error that fp32 rounding in another order explains; a wrong kernel is far above."""
+"""Largest relative error that fp32 rounding in another order explains; a wrong kernel is far above.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,8 @@ class StageError:
 def trace(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
     """What the reference keeps of one grain (token ids [sequences, context + 1]), as host tensors.
 
-    "input.i" and "gradient.i" are of the input of block i (of the head for i = layers); "loss" is the
-    summed loss; "weight.NAME" are the gradients of the parameters.
+    "input.i" and "gradient.i" are of the input of block i (of the head for i = layers); "loss" is
+    the summed loss; "weight.NAME" are the gradients of the parameters.
     """
     kept: dict[str, Tensor] = {}
 
@@ -100,7 +101,7 @@ def examine(decoder: Decoder, tokens: Tensor, reference: Mapping[str, Tensor]) -
 
 
 def _watch_blocks(decoder: Decoder, *, keep: Any, replace: Any) -> list[Any]:
-    """Hooks on the input of each block and on the output of the last one; `replace` may cut them."""
+    """Hooks on each block's input and on the last one's output; `replace` may cut them."""
     last = len(decoder.blocks)
 
     def on_input(index: int) -> Any:
@@ -137,7 +138,7 @@ def _compare(
     reference: Mapping[str, Tensor],
 ) -> list[StageError]:
     last = len(decoder.blocks)
-    stages = [("embedding", "input.0", None)]
+    stages: list[tuple[str, str, str | None]] = [("embedding", "input.0", None)]
     stages += [(f"blocks.{i}", f"input.{i + 1}", f"gradient.{i}") for i in range(last)]
     stages += [("head", "loss", f"gradient.{last}")]
     errors = []

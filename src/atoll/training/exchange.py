@@ -1,7 +1,6 @@
 """The integer sums of several islands added up, by gloo over the hosts' network.
-
-Gloo runs on every vendor's host and between unlike ones. Each membership (epoch) has a new process group
-on the pilot's store, so that nothing of an old one can reach into a new one.
+ Gloo runs on every vendor's host and between unlike ones. Each membership (epoch) has a new process
+group on the pilot's store, so that nothing of an old one can reach into a new one.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, distributed
 
 from atoll.training.accumulator import IntegerSums
+
+_dist: Any = distributed  # its stubs leave out what gloo groups by hand need
 
 BUCKET_BYTES = 64 * 2**20
 """Largest piece that one collective moves."""
@@ -24,27 +23,29 @@ TIMEOUT = timedelta(minutes=10)
 
 def serve_store(host: str) -> Any:
     """The store by which islands find each other; lives in the pilot. Its port is `.port`."""
-    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    return _dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
 
 
 class Exchange:
     """One island's membership in the current epoch's group."""
 
     def __init__(self, *, store_host: str, store_port: int, local_host: str) -> None:
-        self._store = dist.TCPStore(store_host, store_port, is_master=False)
+        self._store = _dist.TCPStore(store_host, store_port, is_master=False)
         self._local_host = local_host
         self._group: Any = None
 
     def join(self, *, epoch: int, rank: int, size: int) -> None:
-        """Enter the group of `epoch`; all its members must call this. Alone (size 1) needs no group."""
+        """Enter the group of `epoch`; all its members must call this. Alone (size 1) needs no
+        group.
+        """
         self._group = None  # dropping the last reference closes the old group's sockets
         if size == 1:
             return
-        options = dist.ProcessGroupGloo._Options()
+        options = _dist.ProcessGroupGloo._Options()
         options._timeout = TIMEOUT
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._local_host)]
-        prefix = dist.PrefixStore(f"epoch-{epoch}", self._store)
-        self._group = dist.ProcessGroupGloo(prefix, rank, size, options)
+        options._devices = [_dist.ProcessGroupGloo.create_device(hostname=self._local_host)]
+        prefix = _dist.PrefixStore(f"epoch-{epoch}", self._store)
+        self._group = _dist.ProcessGroupGloo(prefix, rank, size, options)
 
     def add_up(
         self, sums: IntegerSums, into: IntegerSums, *, host: Callable[[Tensor], Tensor]

@@ -1,9 +1,8 @@
 """The power-of-two scale of every tensor's integer gradient sum, and the rule for overflow.
-
-Pure integers, no torch: the pilot decides, the islands obey. A grain's gradient `g` of a tensor with
-exponent `k` is added as round(g * 2**k). For every tensor an island reports the *load* of its grains,
-the integer sum over grains of ceil(max|g| * 2**k). Loads add up across islands to the same number
-whoever computed what, and the load bounds every partial sum, so
+ Pure integers, no torch: the pilot decides, the islands obey. A grain's gradient `g` of a tensor
+with exponent `k` is added as round(g * 2**k). For every tensor an island reports the *load* of its
+grains, the integer sum over grains of ceil(max|g| * 2**k). Loads add up across islands to the same
+number whoever computed what, and the load bounds every partial sum, so
 
 * a step overflows if and only if the load of some tensor reaches 2**31 (2**63 for an int64 sum);
 * the exponents of the next step follow from the loads of the last commits alone.
@@ -15,9 +14,9 @@ unscaled gradients is below 2**level. Levels are small integers, the same on any
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from atoll.digest import digest_of
 
@@ -28,7 +27,8 @@ HISTORY = 16
 HEADROOM_BITS = 3
 """A step may have eight times the largest load of the last commits before it overflows."""
 RETRY_HEADROOM_BITS = 1
-"""After a measured or an overflown attempt of the same step: its loads are known, twice is plenty."""
+"""After a measured or an overflown attempt of the same step: its loads are known, twice is plenty.
+"""
 LEVEL_FLOOR = -40
 """Below a load of 2**-40 the gradient is noise for AdamW; keeps 2**-k far from fp32's smallest."""
 MEASURING_EXPONENT = 40
@@ -54,9 +54,9 @@ def choose_widths(
 ) -> tuple[Width, ...]:
     """Width of every tensor's sum: int32 while enough bits are left, int64 for the output head.
 
-    `head` is the tensor that the logits come from (the embedding where it is tied): most of its rows
-    see few tokens, so its gradient spans more orders of magnitude than any other. `accumulator` is the
-    recipe's `exact.accumulator`: "auto", or one width for all.
+    `head` is the tensor that the logits come from (the embedding where it is tied): most of its
+    rows see few tokens, so its gradient spans more orders of magnitude than any other.
+    `accumulator` is the recipe's `exact.accumulator`: "auto", or one width for all.
     """
     if accumulator != "auto":
         return tuple(32 if accumulator == "int32" else 64 for _ in names)
@@ -76,8 +76,8 @@ def load_of(largest: float, exponent: int) -> int:
 class Exponents:
     """Run state: the exponent of each tensor, and the levels of the last commits.
 
-    `levels` holds one list per commit (the newest last), one level per tensor. An empty history means
-    that the run has not measured its gradients yet.
+    `levels` holds one list per commit (the newest last), one level per tensor. An empty history
+    means that the run has not measured its gradients yet.
     """
 
     widths: tuple[Width, ...]
@@ -103,7 +103,9 @@ class Exponents:
         ]
 
     def retry(self, loads: Sequence[int]) -> list[int]:
-        """Exponents for another attempt of a step whose loads are `loads`; does not change the state."""
+        """Exponents for another attempt of a step whose loads are `loads`; does not change the
+        state.
+        """
         return [
             self._exponent(width, self._level(load, exponent), RETRY_HEADROOM_BITS)
             for width, load, exponent in zip(self.widths, loads, self.current, strict=True)
@@ -124,15 +126,14 @@ class Exponents:
         """Hex digest of the current exponents, for the ledger."""
         return digest_of(self.current)
 
-    def state(self) -> dict[str, list[int] | list[list[int]]]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"current": list(self.current), "levels": [list(row) for row in self.levels]}
 
     @classmethod
-    def restore(cls, widths: Sequence[Width], state: dict[str, list[int]]) -> Exponents:
+    def restore(cls, widths: Sequence[Width], state: Mapping[str, Any]) -> Exponents:
         """The inverse of `state`."""
-        levels: list[list[int]] = [list(row) for row in state["levels"]]  # type: ignore[call-overload]  # JSON is untyped
-        return cls(tuple(widths), list(state["current"]), levels)
+        return cls(tuple(widths), list(state["current"]), [list(row) for row in state["levels"]])
 
     @staticmethod
     def _level(load: int, exponent: int) -> int:

@@ -1,8 +1,9 @@
-"""An island: one process that dials the pilot, computes the grains it is given and holds the weights.
-
-It obeys a small set of messages (`Island.handle`): prepare, join, restore, assign, exchange, commit,
-validate, fingerprint, checkpoint, finish. It decides nothing that could change a bit of the run. Started by
-`atoll island` from any launcher, or forked by the local crew through the same `main`.
+"""An island: one process that dials the pilot, computes the grains it is given and holds the
+weights.
+ It obeys a small set of messages (`Island.handle`): prepare, join, restore, assign, exchange,
+commit, validate, fingerprint, checkpoint, finish. It decides nothing that could change a bit of the
+run. Started by `atoll island` from any launcher, or forked by the local crew through the same
+`main`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from atoll.data.sampler import Sampler
 from atoll.data.shards import open_shards
 from atoll.digest import digest_of
 from atoll.errors import AtollError, CheckpointError
-from atoll.model import Model
 from atoll.modeling import initial
 from atoll.modeling.decoder import Decoder
 from atoll.recipe import Recipe
@@ -86,7 +86,9 @@ class Island:
         run: str,
         store_port: int,
     ) -> None:
-        """Build the model with its initial weights, prove the arithmetic, say what kind the lanes are."""
+        """Build the model with its initial weights, prove the arithmetic, say what kind the lanes
+        are.
+        """
         self.recipe = Recipe.from_dict(recipe)
         self.model = self.recipe.model.with_vocab(vocab)
         self.run_folder = Path(run)
@@ -130,7 +132,6 @@ class Island:
         )
 
     def _fill_initial(self) -> None:
-        # One decoder on the host at a time is enough: initial.fill writes the shared weights in place.
         initial.fill(self.lanes[0].decoder, self.recipe.seed)
 
     def _probe(self, sequences: int, context: int, vocab: int) -> tuple[list[str], float]:
@@ -142,7 +143,7 @@ class Island:
         seconds = time.perf_counter() - started
         if first != second:
             raise AtollError(
-                f"a lane of {self.chip} gave other bits the second time it computed the same grain: "
+                f"a lane of {self.chip} gave other bits the second time it computed a grain: "
                 "its kernels are not deterministic"
             )
         return first, seconds
@@ -167,9 +168,7 @@ class Island:
         self.exchange.join(epoch=epoch, rank=rank, size=size)
         self._alone = size == 1
         if not self._alone and self.exchanged is self.accumulator.sums:
-            sums = self.accumulator.sums
-            widths = [32 if view.dtype == torch.int32 else 64 for view in sums.views]
-            self.exchanged = IntegerSums(self.model.tensors(), widths, self.device)  # type: ignore[arg-type]  # 32 or 64
+            self.exchanged = self.accumulator.sums.like()
         self.send("joined", epoch=epoch)
 
     def restore(self, *, step: int) -> None:
@@ -183,7 +182,7 @@ class Island:
             saved = checkpoint.read(
                 self.run_folder / "checkpoints",
                 step,
-                report=print,
+                report=_log,
                 expected=self.model.tensors(),
                 fall_back=False,
             )
@@ -211,7 +210,7 @@ class Island:
             work.put(grain)
 
         def compute(lane: Lane) -> list[GrainResult]:
-            done = []
+            done: list[GrainResult] = []
             while True:
                 try:
                     grain = work.get_nowait()
@@ -243,7 +242,9 @@ class Island:
         )
 
     def exchange_sums(self, *, step: int) -> None:
-        """Add up all islands' sums (into the second buffer), and report the result's digest and squares."""
+        """Add up all islands' sums (into the second buffer), and report the result's digest and
+        squares.
+        """
         if not self._alone:
             self.exchange.add_up(self.accumulator.sums, self.exchanged, host=self.backend.host)
         squares = self._parallel(square_sum, self.exchanged.views)
@@ -436,7 +437,7 @@ def run_island(argv: Sequence[str], island_type: type[Island]) -> int:
             pass
     except Exception as error:
         text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
+        _log(text)
         known = isinstance(error, AtollError)
         connection.send("failed", reason=str(error), traceback=None if known else text)
         return 1
@@ -446,7 +447,9 @@ def run_island(argv: Sequence[str], island_type: type[Island]) -> int:
 
 
 def _watch(connection: wire.Connection) -> queue.SimpleQueue[wire.Message]:
-    """Read messages in a thread; a pilot that is gone ends this process at once, whatever it computes."""
+    """Read messages in a thread; a pilot that is gone ends this process at once, whatever it
+    computes.
+    """
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
 
     def read() -> None:
@@ -457,11 +460,17 @@ def _watch(connection: wire.Connection) -> queue.SimpleQueue[wire.Message]:
                 last = message.kind
                 inbox.put(message)
         except (AtollError, OSError) as error:
-            print(f"the pilot is gone ({error}); this island ends", file=sys.stderr, flush=True)
+            _log(f"the pilot is gone ({error}); this island ends")
             os._exit(1)
 
     threading.Thread(target=read, name="inbox", daemon=True).start()
     return inbox
+
+
+def _log(text: str) -> None:
+    """To the island's own output, which its launcher keeps."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def _hosts(pilot: str) -> tuple[str, str]:

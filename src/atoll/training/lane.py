@@ -28,7 +28,7 @@ Sink = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrainResult:
-    """One computed grain: summed loss in nats, its load on each tensor's sum, what was not finite."""
+    """One computed grain: summed loss in nats, loads of all tensors, what was not finite."""
 
     grain: int
     loss: float
@@ -65,7 +65,9 @@ class Lane:
         return take  # type: ignore[return-value]  # torch types the hook's argument as Tensor
 
     def backward(self, tokens: np.ndarray, sink: Sink) -> float:
-        """Summed loss of a grain (int64 token ids [sequences, context + 1]); gradients go to `sink`."""
+        """Summed loss of a grain (int64 token ids [sequences, context + 1]); gradients go to
+        `sink`.
+        """
         self._sink = sink
         try:
             loss = self.decoder.loss(torch.from_numpy(tokens).to(self.device))
@@ -77,7 +79,7 @@ class Lane:
     def compute(
         self, grain: int, tokens: np.ndarray, accumulator: Accumulator, *, digest: bool
     ) -> GrainResult:
-        """Add one grain to the sums; `digest` also takes the digest of this grain's integers alone."""
+        """Add one grain to the sums; `digest` also takes the digest of its integers alone."""
         started = time.perf_counter()
         largest: list[Tensor | None] = [None] * len(self.names)
         digests: list[int] = []
@@ -111,7 +113,7 @@ class Lane:
             return float(self.decoder.loss(torch.from_numpy(tokens).to(self.device)).cpu())
 
     def probe(self, tokens: np.ndarray) -> str:
-        """SHA-256 over the loss and every gradient bit of a grain: what makes two lanes one kind."""
+        """SHA-256 over the loss and all gradient bits of a grain: equal for lanes of a kind."""
         parts = [""] * len(self.names)
 
         def keep(index: int, gradient: Tensor) -> None:
@@ -129,7 +131,7 @@ def probe_tokens(*, sequences: int, context: int, vocab: int) -> np.ndarray:
     return ((count * 7919 + count * count * 31) % vocab).reshape(sequences, context + 1)
 
 
-def _refuse(index: int, gradient: Tensor) -> None:
+def _refuse(_index: int, _gradient: Tensor) -> None:
     raise AssertionError("a gradient arrived outside a grain")
 
 

@@ -1,11 +1,10 @@
 """The pilot: the one process that hands out grains and commits steps. It never touches a tensor.
-
-The life of a step: assign -> (islands compute) -> judge (finite? overflow?) -> exchange -> compare ->
-**ledger line, synced: the commit** -> update. Before that line the step is open and may be computed
-again; after it every island that lives has it. The fingerprint of the weights after step s arrives with
-s + 1 and stands in that line.
-
-`Pilot` runs steps; where they come from (a recipe's schedule, or an audit's replay) is its caller's.
+ The life of a step: assign -> (islands compute) -> judge (finite? overflow?) -> exchange -> compare
+-> **ledger line, synced: the commit** -> update. Before that line the step is open and may be
+computed again; after it every island that lives has it. The fingerprint of the weights after step s
+arrives with s + 1 and stands in that line.
+ `Pilot` runs steps; where they come from (a recipe's schedule, or an audit's replay) is its
+caller's.
 """
 
 from __future__ import annotations
@@ -106,7 +105,20 @@ class Crewed:
             if not isinstance(what, wire.ConnectionClosed | wire.Exit):
                 return name, what
             if name not in self._finished:
-                raise IslandError(f"island {name!r} is gone ({what}).\n{self._explain(name)}")
+                raise self._why_gone(name, what)
+
+    def _why_gone(self, name: str, what: object) -> IslandError:
+        """The best explanation: its own last word, which may arrive just after its end is seen."""
+        deadline = time.monotonic() + 1.0
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                other, late = self._events.get(timeout=left)
+            except queue.Empty:
+                break
+            if other == name and isinstance(late, wire.Message) and late.kind == "failed":
+                text = late.get("traceback") or late["reason"]
+                return IslandError(f"island {name!r} failed:\n{text}")
+        return IslandError(f"island {name!r} is gone ({what}).\n{self._explain(name)}")
 
     def tell(self, kind: str, fields: Mapping[str, Mapping[str, Any]]) -> None:
         """Send each island its own fields."""
@@ -243,7 +255,8 @@ class Pilot:
     # ------------------------------------------------------------------ a step
 
     def open_step(self, ranges: Mapping[str, shares.Ranges]) -> tuple[LedgerLine, dict[str, Any]]:
-        """Compute, judge and exchange the next step; returns its ledger line and the update to send.
+        """Compute, judge and exchange the next step; returns its ledger line and the update to
+        send.
 
         Nothing is committed: the caller appends the line, then calls `commit`.
         """
@@ -268,8 +281,10 @@ class Pilot:
         return line, values
 
     def _compute(self, step: int, ranges: Mapping[str, shares.Ranges]) -> tuple[Totals, int]:
-        """Attempts until every grain is finite and no tensor overflows; the second not-finite one ends
-        the run. All grains have finished before an overflow is judged, so it depends on the step alone."""
+        """Attempts until every grain is finite and no tensor overflows; the second not-finite one
+        ends the run. All grains have finished before an overflow is judged, so it depends on the
+        step alone.
+        """
         measuring, num_requantised, seen_not_finite = not self.exponents.measured, 0, False
         for attempt in range(MOST_ATTEMPTS):
             results = self._assign(step, attempt, ranges)
@@ -316,7 +331,7 @@ class Pilot:
         return results
 
     def settle(self) -> None:
-        """Take in the fingerprints of the last update, and check that all replicas are identical."""
+        """Take in the fingerprints of the last update; all replicas must be identical."""
         if self._pending_update:
             self._pending_update = False
             updated = self.crew.gather("updated")
@@ -368,7 +383,9 @@ class Pilot:
         return line, asdict(values)
 
     def commit(self, values: dict[str, Any]) -> None:
-        """The step stands in the ledger: have the islands update. Their answer is taken with the next."""
+        """The step stands in the ledger: have the islands update. Their answer is taken with the
+        next.
+        """
         self.exponents.commit(self._loads)
         self.step += 1
         self.crew.tell_all("commit", step=self.step, scalars=values)
@@ -402,7 +419,9 @@ class Pilot:
         return total / tokens
 
     def probe_grains(self, step: int, ranges: Mapping[str, shares.Ranges]) -> dict[str, Any]:
-        """[grain, digest] of single grains of `step` at the exponents now in force; commits nothing."""
+        """[grain, digest] of single grains of `step` at the exponents now in force; commits
+        nothing.
+        """
         if not ranges:
             return {}
         wanted = {name: list(ranges.get(name, [])) for name in self.crew.members}

@@ -1,8 +1,7 @@
 """The numbers that the pilot computes: learning rate, norm, clip and the factors of the update.
-
-Only + - x / of IEEE doubles, integers and exact comparisons: no libm (whose cosine differs between
-machines), no `sum` (which is compensated from Python 3.12 on and is not before). Each result is rounded
-once to fp32 and stands in the ledger.
+ Only + - x / of IEEE doubles, integers and exact comparisons: no libm (whose cosine differs between
+machines), no `sum` (which is compensated from Python 3.12 on and is not before). Each result is
+rounded once to fp32 and stands in the ledger.
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ _PI = 3.141592653589793
 
 
 def round32(value: float) -> float:
-    """`value` rounded to the nearest fp32, ties to even. Raises OverflowError outside fp32's range."""
+    """`value` rounded to the nearest fp32, ties to even; OverflowError outside its range."""
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
 def cosine(x: float) -> float:
-    """cos(x) for 0 <= x <= pi by its Taylor series in fixed order: the same bits on any IEEE machine."""
+    """cos(x) for 0 <= x <= pi by its Taylor series in fixed order: the same bits on any IEEE
+    machine.
+    """
     if x > _PI / 2:
         return -cosine(_PI - x)
     square, term, total = x * x, 1.0, 1.0
@@ -34,7 +35,9 @@ def cosine(x: float) -> float:
 
 
 def learning_rate(step: int, *, lr: float, schedule: ScheduleSpec, total_steps: int) -> float:
-    """Learning rate of `step` (counted from 1): linear warm-up, then the recipe's decay to its floor."""
+    """Learning rate of `step` (counted from 1): linear warm-up, then the recipe's decay to its
+    floor.
+    """
     if step <= schedule.warmup:
         return lr * step / schedule.warmup
     span = total_steps - schedule.warmup
@@ -51,8 +54,9 @@ def learning_rate(step: int, *, lr: float, schedule: ScheduleSpec, total_steps: 
 def gradient_norm(squares: Iterable[tuple[int, int, int]], *, tokens: int) -> float:
     """Norm of the mean gradient from integer sums of squares, one (sum, shift, exponent) a tensor.
 
-    A tensor's integers q were shifted right by `shift` before squaring, and stand for q * 2**-exponent,
-    so its share of the squared norm is sum * 2**(2*(shift - exponent)). Exact up to the final division.
+    A tensor's integers q were shifted right by `shift` before squaring, and stand for q *
+    2**-exponent, so its share of the squared norm is sum * 2**(2*(shift - exponent)). Exact up to
+    the final division.
     """
     terms = [(total, 2 * (shift - exponent)) for total, shift, exponent in squares if total]
     if not terms:
@@ -72,7 +76,9 @@ def gradient_norm(squares: Iterable[tuple[int, int, int]], *, tokens: int) -> fl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateScalars:
-    """What one update needs, all fp32 values; `scale` is one factor a tensor (clip * 2**-k / tokens)."""
+    """What one update needs, all fp32 values; `scale` is one factor a tensor (clip * 2**-k /
+    tokens).
+    """
 
     scale: tuple[float, ...]
     beta1: float
@@ -99,9 +105,11 @@ def update_scalars(
     exponents: Sequence[int],
     optimizer: OptimizerSpec,
 ) -> UpdateScalars:
-    """Scalars of the AdamW update of `step` (counted from 1); see `training.optimizer` for the formula.
+    """Scalars of the AdamW update of `step` (counted from 1); see `training.optimizer` for the
+    formula.
 
-    The powers of beta are products built up from 1, so that they do not depend on a library's `pow`.
+    The powers of beta are products built up from 1, so that they do not depend on a library's
+    `pow`.
     """
     power1 = power2 = 1.0
     for _ in range(step):

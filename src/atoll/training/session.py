@@ -1,4 +1,4 @@
-"""From a target to a finished run: prepare, assemble the crew, run steps, keep what must be kept."""
+"""From a target to a finished run: prepare, assemble the crew, run and keep its steps."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import atoll
-from atoll import backends, facts
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, matched_model, prepare
 from atoll.errors import AtollError, InputError, Interrupted
-from atoll.fleet import Fleet
 from atoll.model import Model
-from atoll.plan import Plan, plan_trivially
 from atoll.recipe import Recipe
 from atoll.run import Events, Ledger, LedgerLine, RunFolder
 from atoll.training import checkpoint, exponents, shares
@@ -28,6 +25,7 @@ from atoll.training.crewing import MemberSpec, Starting, assemble, members_of
 from atoll.training.display import Display, IslandView, Snapshot
 from atoll.training.metrics import Metrics
 from atoll.training.pilot import Pilot
+from atoll.training.target import Target, resolve
 
 DEFAULT_CACHE = Path.home() / ".cache" / "atoll"
 
@@ -65,17 +63,6 @@ class TrainResult:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What `train` was pointed at: a plan, where relative paths of its recipe start, a run to resume."""
-
-    plan: Plan
-    recipe: Recipe
-    fleet: Fleet
-    base: Path
-    folder: RunFolder | None
-
-
 def train(
     target: str,
     *,
@@ -90,8 +77,8 @@ def train(
 ) -> TrainResult:
     """Train a recipe, a plan, or go on with a run folder; see `atoll train --help`.
 
-    Raises InputError before anything is written if the input is wrong, RunError if the run fails; its
-    last checkpoint is then good.
+    Raises InputError before anything is written if the input is wrong, RunError if the run fails;
+    its last checkpoint is then good.
     """
     found = resolve(target, fleet=fleet, overrides=overrides)
     total = found.recipe.total_steps()
@@ -124,55 +111,6 @@ def train(
     with folder.lock():
         session = _Session(found, folder, data, sampler, display, until or total)
         return session.run(listen=listen, starting=starting or Starting())
-
-
-def resolve(target: str, *, fleet: Path | None, overrides: Sequence[str]) -> Target:
-    """Tell a recipe, a plan and a run folder apart, and load them."""
-    path = Path(target)
-    folder: RunFolder | None = None
-    plan: Plan | None = None
-    if path.is_dir():
-        if overrides:
-            raise InputError(
-                "--set would make another recipe of a run that has begun",
-                file=path,
-                fix="train its recipe file with --set into a new folder",
-            )
-        folder = RunFolder.open(path)
-        recipe, base = folder.recipe(), Path(folder.record.base)
-    elif path.suffix == ".json":
-        if overrides:
-            raise InputError("--set does not change a plan", file=path, fix="make a new plan")
-        plan = Plan.load(path)
-        plan.require_executor()
-        recipe, base = plan.read_recipe(), path.parent
-    else:
-        recipe, base = Recipe.load(path, overrides), path.parent
-    if fleet is not None:
-        crew = Fleet.load(fleet)
-    elif folder is not None and folder.fleet() is not None:
-        crew = folder.fleet() or this_machine()
-    else:
-        crew = this_machine()
-    if plan is None or fleet is not None:
-        plan = plan_trivially(recipe, crew)
-    return Target(plan=plan, recipe=recipe, fleet=crew, base=base.resolve(), folder=folder)
-
-
-def this_machine() -> Fleet:
-    """A fleet of this machine's own accelerators, or of its CPU cores as lanes of one thread."""
-    backend = backends.here()
-    if backend.device_type == "cpu":
-        lanes = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        chip = "cpu"
-    else:
-        lanes = backend.num_devices()
-        chip = backend.name if backend.name in facts.chips() else "here"
-    return Fleet.from_dict({"island": [{"name": "here", "chip": chip, "lanes": lanes}]})
 
 
 def sampler_of(recipe: Recipe, data: Shards) -> Sampler:
@@ -327,7 +265,7 @@ class _Session:
         committed = lines[-1].step if lines else 0
         if saved.step > committed:
             raise InputError(
-                f"the checkpoint of step {saved.step} is ahead of the ledger, which ends at {committed}",
+                f"the checkpoint of step {saved.step} is ahead of the ledger's end, {committed}",
                 file=self.folder.ledger_path,
                 fix="restore the ledger that belongs to this run",
             )
@@ -454,8 +392,8 @@ class _Session:
             grad_norm=line.grad_norm,
             lr=line.lr,
             tokens_per_second=speed,
-            shares={view.name: view.grains for view in views},
-            speeds={view.name: view.grains_per_second for view in views},
+            shares={view.name: view.grains or 0 for view in views},
+            speeds={m.name: m.grains_per_second for m in members.values()},
         )
 
     def _bits_per_byte(self) -> float | None:
@@ -481,8 +419,12 @@ class _Session:
         pilot.crew.tell_all("finish")
         pilot.crew.gather("finished")
         self._collect_checkpoints()
-        state = "finished" if at_end else "interrupted" if self.interrupted.is_set() else "stopped"
-        self.folder.set_status(state, step=pilot.step, fingerprint=pilot.fingerprint)  # type: ignore[arg-type]  # one of the states
+        state: Literal["finished", "interrupted", "stopped"] = "stopped"
+        if at_end:
+            state = "finished"
+        elif self.interrupted.is_set():
+            state = "interrupted"
+        self.folder.set_status(state, step=pilot.step, fingerprint=pilot.fingerprint)
         self.events.append(state, step=pilot.step, fingerprint=pilot.fingerprint)
         self.ledger.close()
         seconds = self._seconds_here
@@ -528,7 +470,7 @@ class _Session:
 
 @contextmanager
 def _interruptible(interrupted: threading.Event, display: Display) -> Iterator[None]:
-    """Ctrl-C once: finish the step, save, leave. Twice: leave at once (islands die with the pilot)."""
+    """Ctrl-C once: finish the step, save, leave. Twice: leave at once; the islands die too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

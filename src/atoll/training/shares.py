@@ -1,4 +1,4 @@
-"""Who computes which grains of a step. Arithmetic only; no choice here can change a bit of the run."""
+"""Who computes which grains of a step. Arithmetic only; no choice here changes a bit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def by_speed(
 ) -> dict[str, int]:
     """Numbers of grains that minimise the time of the slowest island (its makespan).
 
-    An island with L lanes and t seconds a grain needs ceil(n / L) * t for n grains. Giving each next
-    grain to the island that would finish it first is optimal, because every island's finishing time
-    only grows with n and the grains are alike.
+    An island with L lanes and t seconds a grain needs ceil(n / L) * t for n grains. Giving each
+    next grain to the island that would finish it first is optimal, because every island's finishing
+    time only grows with n and the grains are alike.
     """
     shares = dict.fromkeys(grain_seconds, 0)
     queue = [(seconds, i, name) for i, (name, seconds) in enumerate(grain_seconds.items())]

@@ -1,4 +1,6 @@
-"""One step as the pilot sees it: what the islands reported, added up and judged. No tensor, no socket."""
+"""One step as the pilot sees it: what the islands reported, added up and judged. No tensor, no
+socket.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ class Totals:
 
 
 def add_up(results: Mapping[str, Mapping[str, Any]]) -> Totals:
-    """Totals of all islands' `result` messages. The loss is the correctly rounded sum over the grains:
-    `math.fsum` is exact, so neither the split nor the Python version can change it."""
+    """Totals of all islands' `result` messages. The loss is the correctly rounded sum over the
+    grains: `math.fsum` is exact, so neither the split nor the Python version can change it.
+    """
     loads: list[int] = []
     tokens = digest = 0
     losses: list[float] = []
@@ -58,8 +61,9 @@ def not_finite(step: int, results: Mapping[str, Mapping[str, Any]]) -> NonFinite
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return NonFiniteError(
         f"step {step}: a value that is not finite in {', '.join(found[:3])}{more}, twice in a row. "
-        "The run stops; the last checkpoint is good. A lower optimizer.lr, a longer schedule.warmup "
-        "or a smaller optimizer.clip usually help; `atoll doctor` tells whether the chip computes right."
+        "The run stops; the last checkpoint is good. A lower optimizer.lr, a longer "
+        "schedule.warmup or a smaller optimizer.clip usually help; `atoll doctor` tells whether "
+        "the chip computes right."
     )
 
 
@@ -77,8 +81,8 @@ def check_exchange(
     ]
     if bad:
         raise IslandError(
-            f"step {step}: the exchange gave wrong sums on {_names(bad)}: their digest is not the sum of "
-            "the islands' digests. Nothing was committed. Memory or network of that island is at fault."
+            f"step {step}: the exchange gave wrong sums on {_names(bad)}: their digest is not the "
+            "sum of the islands' digests. Nothing was committed. Its memory or network is at fault."
         )
     squares = next(iter(answers.values()))["squares"]
     odd = [name for name, answer in answers.items() if answer["squares"] != squares]
@@ -98,7 +102,7 @@ def check_replicas(step: int, fingerprints: Mapping[str, str]) -> str:
     if odd:
         raise IslandError(
             f"after step {step} the weights of {_names(odd)} differ from the others' "
-            f"({fingerprints[odd[0]][:16]} against {common[:16]}). The run stops before they spread; "
+            f"({fingerprints[odd[0]][:16]} against {common[:16]}). The run stops here; "
             "`atoll doctor` tells whether that chip computes right."
         )
     return common

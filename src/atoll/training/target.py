@@ -1,0 +1,77 @@
+"""What `train` was pointed at: a recipe, a plan or a run folder, and the fleet to use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll import backends, facts
+from atoll.errors import InputError
+from atoll.fleet import Fleet
+from atoll.plan import Plan, plan_trivially
+from atoll.recipe import Recipe
+from atoll.run import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What `train` was pointed at: a plan, where relative paths of its recipe start, a run to
+    resume.
+    """
+
+    plan: Plan
+    recipe: Recipe
+    fleet: Fleet
+    base: Path
+    folder: RunFolder | None
+
+
+def resolve(target: str, *, fleet: Path | None, overrides: Sequence[str]) -> Target:
+    """Tell a recipe, a plan and a run folder apart, and load them."""
+    path = Path(target)
+    folder: RunFolder | None = None
+    plan: Plan | None = None
+    if path.is_dir():
+        if overrides:
+            raise InputError(
+                "--set would make another recipe of a run that has begun",
+                file=path,
+                fix="train its recipe file with --set into a new folder",
+            )
+        folder = RunFolder.open(path)
+        recipe, base = folder.recipe(), Path(folder.record.base)
+    elif path.suffix == ".json":
+        if overrides:
+            raise InputError("--set does not change a plan", file=path, fix="make a new plan")
+        plan = Plan.load(path)
+        plan.require_executor()
+        recipe, base = plan.read_recipe(), path.parent
+    else:
+        recipe, base = Recipe.load(path, overrides), path.parent
+    if fleet is not None:
+        crew = Fleet.load(fleet)
+    elif folder is not None and folder.fleet() is not None:
+        crew = folder.fleet() or this_machine()
+    else:
+        crew = this_machine()
+    if plan is None or fleet is not None:
+        plan = plan_trivially(recipe, crew)
+    return Target(plan=plan, recipe=recipe, fleet=crew, base=base.resolve(), folder=folder)
+
+
+def this_machine() -> Fleet:
+    """A fleet of this machine's own accelerators, or of its CPU cores as lanes of one thread."""
+    backend = backends.here()
+    if backend.device_type == "cpu":
+        lanes = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+        chip = "cpu"
+    else:
+        lanes = backend.num_devices()
+        chip = backend.name if backend.name in facts.chips() else "here"
+    return Fleet.from_dict({"island": [{"name": "here", "chip": chip, "lanes": lanes}]})
