@@ -108,16 +108,28 @@ class Interrupted(AtollError):
     exit_code = 130
 
 
+def show_key(key: str) -> str:
+    """`key` as a person would write it in TOML: bare where that is allowed, else in quotes."""
+    bare = key.replace("_", "a").replace("-", "a")
+    return key if bare.isascii() and bare.isalnum() else show_value(key)
+
+
 def show_value(value: object) -> str:
     """`value` as a person would write it in TOML, cut to fit on a line."""
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, str):
-        text = '"' + value.replace("\n", "\\n") + '"'
+        text = '"' + "".join(map(_printable, value)) + '"'
     elif isinstance(value, dict):
-        text = "{ " + ", ".join(f"{key} = {show_value(item)}" for key, item in value.items()) + " }"
+        inner = (f"{show_key(str(key))} = {show_value(item)}" for key, item in value.items())
+        text = "{ " + ", ".join(inner) + " }"
     elif isinstance(value, list):
         text = "[" + ", ".join(show_value(item) for item in value) + "]"
     else:
         text = str(value)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def _printable(character: str) -> str:
+    """A character, or its escape where it would break the line or hide."""
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

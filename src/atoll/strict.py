@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from atoll.errors import MISSING, InputError, show_value
+from atoll.errors import MISSING, InputError, show_key, show_value
 
 SCHEMA = 1
 """The newest schema number of recipes, fleets, plans and run folders that this code knows."""
@@ -237,7 +237,10 @@ def _dotted(steps: Sequence[str | int]) -> str:
     """(island, 1, share) -> "island[1].share"; entries count from 0 as in the file."""
     text = ""
     for step in steps:
-        text += f"[{step}]" if isinstance(step, int) else (f".{step}" if text else step)
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            text += ("." if text else "") + show_key(step)
     return text
 
 

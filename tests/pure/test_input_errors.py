@@ -302,3 +302,10 @@ def test_nearest_without_anything_known() -> None:
 
 def test_exit_codes() -> None:
     assert (RunError.exit_code, InputError.exit_code, Interrupted.exit_code) == (1, 2, 130)
+
+
+def test_odd_characters_in_keys_and_values_do_not_break_the_message(tmp_path: Path) -> None:
+    text = change(RECIPE, "seed = 1", 'seed = 1\n"a\\nb.c" = "x\\u001b[31m\\r"')
+    error = refuse(Recipe.load, tmp_path / "recipe.toml", text)
+    assert error.key == '"a\\nb.c"'
+    assert '"a\\nb.c" = "x\\x1b[31m\\r"' in str(error)
