@@ -246,6 +246,20 @@ def test_plain_lines_every_two_seconds_at_validation_and_at_the_end():
     assert "4 s left" in lines[2] and "left" not in lines[-1]
 
 
+def test_plain_phases_are_few_however_many_there_are():
+    display, clock, stream = plain()
+    for step in range(100):
+        clock.now += 0.1
+        display.phase(f"replaying step {step} of 99", step / 99)
+    display.phase("starting", None)
+    for _ in range(100):
+        clock.now += 0.1
+        display.phase("reading", 0.25)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "replaying step 0 of 99 ..."
+    assert lines[5:] == ["replaying step 99 of 99", "starting ...", "reading ...", "reading: 25%"]
+
+
 def test_plain_close_shows_the_last_state_once():
     display, clock, stream = plain()
     display.update(snapshot(1))

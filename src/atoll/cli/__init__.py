@@ -7,6 +7,7 @@ instant. This file turns errors into messages and exit codes: 0 done, 1 failed, 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -18,6 +19,9 @@ from typing import Any
 from atoll.errors import AtollError
 
 __all__ = ["main"]
+
+# What the system may refuse without a fault of ours.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSALS:
+            _tell(f"{error.strerror}: {error.filename or 'while writing'}")
+            return 1
         place = _write_traceback(arguments)
         _tell(
             f"{type(error).__name__}: {error}\n"

@@ -66,18 +66,18 @@ def sample(
     Example:
       atoll sample runs/tiny "To be, or" --max-tokens 100 --temperature 0.7
     """
-    from atoll.training.export import open_speaker
+    from atoll.training.export import open_voice
 
-    speaker = open_speaker(model, step=step, report=note)
+    voice = open_voice(model, step=step, report=note)
     stream = sys.stderr if json else sys.stdout
     stream.write(prompt)
     pieces = []
     begun = time.perf_counter()
-    for piece in speaker.speak(
+    for piece in voice.speak(
         prompt,
         max_tokens=max_tokens,
         temperature=temperature,
-        top_k=top_k or None,
+        top_k=top_k,
         top_p=top_p,
         seed=seed,
     ):
@@ -93,8 +93,8 @@ def sample(
                 "model": str(model),
                 "prompt": prompt,
                 "text": "".join(pieces),
-                "tokens": speaker.num_tokens,
-                "tokens_per_second": speaker.num_tokens / seconds if seconds > 0 else None,
+                "tokens": voice.num_tokens,
+                "tokens_per_second": voice.num_tokens / seconds if seconds > 0 else None,
             }
         )
     return 0

@@ -134,12 +134,14 @@ class PlainDisplay:
         self._print(text)
 
     def phase(self, text: str, fraction: float | None) -> None:
-        """Print a new phase at once and its progress every five seconds."""
-        if text != self._phase:
+        """Print a new phase, and now and then how far it is."""
+        # Phases that know their fraction may change often (one for each step): not all are shown.
+        known = fraction is not None and fraction < 1.0
+        if text != self._phase and (not known or self._due(_LINE_SECONDS)):
             self._phase = text
             self._print(text if fraction == 1.0 else f"{text} ...")
             self._printed = self._clock()
-        elif fraction is not None and self._due(_PHASE_SECONDS):
+        elif text == self._phase and known and self._due(_PHASE_SECONDS):
             self._print(f"{text}: {fraction:.0%}")
             self._printed = self._clock()
 

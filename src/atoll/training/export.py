@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atoll.errors import InputError
-from atoll.modeling.huggingface import Loaded, load_model, write_folder
+from atoll.modeling import open_model
+from atoll.modeling.huggingface import write_folder
+from atoll.modeling.loaded import Loaded, TensorsOnDisk
 from atoll.run import RunFolder
 from atoll.training import checkpoint
 
@@ -63,11 +65,11 @@ def import_model(source: Path, to: Path) -> Written:
     `to` must be new or empty. Raises InputError for what cannot be read, naming the reason.
     """
     _require_empty(to)
-    return _write(load_model(source), to, source=source, step=None)
+    return _write(open_model(source), to, source=source, step=None)
 
 
 def load_run(run: Path, *, step: int | None, report: Report) -> tuple[Loaded, int]:
-    """The model of a run with the weights of a checkpoint on the host, and that checkpoint's step.
+    """The model of a run with the weights of a checkpoint, still on disk, and its step.
 
     The newest one that is intact, damage being told through `report`, or exactly `step`.
     """
@@ -83,18 +85,25 @@ def load_run(run: Path, *, step: int | None, report: Report) -> tuple[Loaded, in
         expected=model.tensors(),
         fall_back=step is None,
     )
-    tensors = dict(saved.tensors("weights"))
-    tokenizer = shards.tokenizer_path
-    return Loaded(model=model, tensors=tensors, tokenizer_json=tokenizer), saved.step
+    loaded = Loaded(
+        source=run,
+        model=model,
+        tensors=TensorsOnDisk(list(model.tensors()), lambda name: saved.tensor("weights", name)),
+        tokenizer_json=shards.tokenizer_path,
+        stop_ids=(shards.end_of_text,),
+    )
+    return loaded, saved.step
 
 
-class Speaker:
+class Voice:
     """A model with its tokenizer, ready to go on with a text.
 
     `num_tokens` counts what the last `speak` has generated so far.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, *, stop_ids: list[int]) -> None:
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, *, stop_ids: tuple[int, ...]
+    ) -> None:
         self.decoder = decoder
         self.num_tokens = 0
         self._tokenizer = tokenizer
@@ -106,60 +115,50 @@ class Speaker:
         *,
         max_tokens: int,
         temperature: float,
-        top_k: int | None,
-        top_p: float | None,
+        top_k: int,
+        top_p: float,
         seed: int,
     ) -> Iterator[str]:
-        """Text that follows `prompt`, in pieces as they are found.
+        """Text that follows `prompt`, in pieces as they are found, never half a character.
 
-        A piece is held back until its bytes are whole characters. An empty prompt begins a
+        An empty prompt begins a
         document. Ends after `max_tokens` tokens or at the end of a text.
         """
-        from tokenizers.decoders import DecodeStream
-
         from atoll.modeling import sampling
 
         token_ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids
-        stream = DecodeStream(skip_special_tokens=True)
+        stream = sampling.TextStream(self._tokenizer)
         self.num_tokens = 0
         for token in sampling.generate(
             self.decoder,
-            token_ids or self._stop_ids[:1] or [0],
+            token_ids or self._stop_ids[:1],
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             seed=seed,
             stop_ids=self._stop_ids,
-            device=self.decoder.embedding.weight.device,
         ):
             self.num_tokens += 1
-            piece = stream.step(self._tokenizer, token)
-            if piece:
-                yield piece
+            yield stream.push(token)
+        yield stream.finish()
 
 
-def open_speaker(source: Path, *, step: int | None = None, report: Report) -> Speaker:
+def open_voice(source: Path, *, step: int | None = None, report: Report) -> Voice:
     """The model in a run folder, a model folder or a GGUF file, on this machine's best device."""
-    import torch
-
     from atoll import backends
-    from atoll.data.tokenizer import end_of_text_id, load_tokenizer
-    from atoll.modeling.decoder import Decoder
+    from atoll.data.tokenizer import end_of_text_id
 
     if RunFolder.is_run(source):
         loaded, _ = load_run(source, step=step, report=report)
     elif step is not None:
         raise InputError("only a run has steps to choose from", file=source, fix="leave --step out")
     else:
-        loaded = load_model(source)
-    decoder = Decoder(loaded.model)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.copy_(torch.as_tensor(loaded.tensors[name]))
-    tokenizer = load_tokenizer(loaded.tokenizer_json)
-    decoder.to(backends.here().device(0)).eval()
-    return Speaker(decoder, tokenizer, stop_ids=[end_of_text_id(tokenizer)])
+        loaded = open_model(source)
+    decoder = loaded.decoder().to(backends.here().device(0))
+    tokenizer = loaded.tokenizer()
+    stop_ids = loaded.stop_ids or (end_of_text_id(tokenizer),)
+    return Voice(decoder, tokenizer, stop_ids=stop_ids)
 
 
 def _require_empty(to: Path) -> None:
@@ -173,9 +172,11 @@ def _write(loaded: Loaded, to: Path, *, source: Path, step: int | None) -> Writt
     with _arriving(to) as partial:
         write_folder(
             partial,
-            model=loaded.model,
-            tensors=loaded.tensors,
-            tokenizer_json=loaded.tokenizer_json,
+            loaded.model,
+            loaded.tensors,
+            loaded.tokenizer_json,
+            stop_ids=loaded.stop_ids or None,
+            chat_template=loaded.chat_template,
         )
     return Written(to=to, source=source, step=step, num_parameters=loaded.model.num_parameters())
 
