@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class TensorsOnDisk(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A model, its tensors by canonical name, and what it takes to speak with it.
+    """A model, its tensors (torch or NumPy) by canonical name, and what it takes to speak with it.
 
     ``stop_ids`` end a generation; ``chat_template`` is a Jinja template or None. ``scratch`` keeps
     temporary files alive as long as this object.
@@ -51,7 +51,7 @@ class Loaded:
 
     source: Path
     model: Model
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Any]
     tokenizer_json: Path
     stop_ids: tuple[int, ...] = ()
     chat_template: str | None = None
@@ -62,7 +62,7 @@ class Loaded:
         decoder = Decoder(self.model)
         with torch.no_grad():
             for name, parameter in decoder.named_parameters():
-                values = self.tensors[name]
+                values = torch.as_tensor(self.tensors[name])
                 check_shape(name, tuple(values.shape), tuple(parameter.shape), self.source)
                 parameter.copy_(values)
         return decoder

@@ -34,18 +34,20 @@ def generate(
     *,
     max_tokens: int,
     temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     stop_ids: Collection[int] = (),
     device: torch.device | str | None = None,
 ) -> Iterator[int]:
     """Yield up to ``max_tokens`` ids that continue ``token_ids``; a stop id ends it unyielded.
 
-    ``temperature`` 0 takes the likeliest token; ``top_k`` 0 and ``top_p`` 1 leave all tokens in.
+    ``temperature`` 0 takes the likeliest token; ``top_k`` None or 0 and ``top_p`` None leave all in.
     ``device`` is where the decoder is (None: look). InputError: an empty prompt, an id outside the
     vocabulary, a setting out of range.
     """
+    top_k = top_k or decoder.model.resolved_vocab
+    top_p = 1.0 if top_p is None else top_p
     _check(decoder, token_ids, max_tokens, temperature, top_k, top_p)
     place = decoder.embedding.weight.device if device is None else torch.device(device)
     return _generate(
@@ -104,9 +106,7 @@ def choose(
         raise InputError("the model's logits are not finite: its weights are damaged")
     if temperature == 0.0:
         return int(logits.argmax())
-    order = np.argsort(-logits, kind="stable")
-    if top_k:
-        order = order[:top_k]
+    order = np.argsort(-logits, kind="stable")[:top_k]
     scaled = (logits[order] - logits[order[0]]) / temperature
     cumulated = np.cumsum(np.exp(scaled))
     cumulated /= cumulated[-1]
@@ -187,7 +187,7 @@ def _check(
     bounds = {
         "max_tokens": (max_tokens, max_tokens >= 0, "at least 0"),
         "temperature": (temperature, 0.0 <= temperature < float("inf"), "at least 0"),
-        "top_k": (top_k, top_k >= 0, "at least 0; 0 means all tokens"),
+        "top_k": (top_k, top_k >= 1, "at least 1"),
         "top_p": (top_p, 0.0 < top_p <= 1.0, "above 0 and at most 1"),
     }
     for key, (value, fits, wanted) in bounds.items():
