@@ -16,6 +16,15 @@ settings.register_profile("atoll", deadline=None, max_examples=60, derandomize=T
 settings.load_profile("atoll")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Things that are not always installed, given by path; without them their tests skip."""
+    parser.addoption(
+        "--torch-npu-python",
+        metavar="PATH",
+        help="a Python that has torch-npu and atoll's requirements, for tests/optional",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test with the name of its folder, so that `-m pure` works."""
     for item in items:
