@@ -30,11 +30,11 @@ RETRY_HEADROOM_BITS = 1
 """After a measured or an overflown attempt of the same step: its loads are known, twice is plenty.
 """
 LEVEL_FLOOR = -40
-"""Below a load of 2**-40 the gradient is noise for AdamW; keeps 2**-k far from fp32's smallest."""
+"""Below a load of 2**-40 the gradient is noise for AdamW."""
+HIGHEST_EXPONENT = 80
+"""Keeps the update's factor clip * 2**-k / tokens normal in fp32: chips treat denormals unlike."""
 MEASURING_EXPONENT = 40
 """Exponent of the first attempt of a run, which only measures."""
-LOAD_CAP = 2**64 - 1
-"""Loads are capped here on the wire; a capped load has overflown either width."""
 FEWEST_BITS = 16
 """`accumulator = "auto"` takes int32 while at least this many bits are left for one grain."""
 
@@ -65,11 +65,21 @@ def choose_widths(
 
 
 def load_of(largest: float, exponent: int) -> int:
-    """ceil(largest * 2**exponent) of one finite grain maximum, exactly, capped at `LOAD_CAP`."""
-    mantissa, power = math.frexp(largest)
-    if power + exponent > 65:
-        return LOAD_CAP
-    return min(math.ceil(math.ldexp(mantissa, power + exponent)), LOAD_CAP)
+    """ceil(largest * 2**exponent) of one finite grain maximum, exactly.
+
+    Never capped: a cap would have to be met by the same sums whoever computed what.
+    """
+    return math.ceil(math.ldexp(largest, exponent))  # a double holds the scaled fp32 exactly
+
+
+def pack_loads(loads: Sequence[int]) -> list[str]:
+    """Loads for the wire, whose own integers end at 64 bits while a load has up to about 250."""
+    return [format(load, "x") for load in loads]
+
+
+def unpack_loads(packed: Sequence[str]) -> list[int]:
+    """The inverse of `pack_loads`."""
+    return [int(text, 16) for text in packed]
 
 
 @dataclass(slots=True)
@@ -141,4 +151,4 @@ class Exponents:
 
     @staticmethod
     def _exponent(width: Width, level: int, headroom_bits: int) -> int:
-        return width - 1 - headroom_bits - level
+        return min(width - 1 - headroom_bits - level, HIGHEST_EXPONENT)

@@ -38,7 +38,7 @@ from atoll.training import checkpoint, examination
 from atoll.training.accumulator import Accumulator, IntegerSums, square_sum
 from atoll.training.digests import add_digests, combine_sha256, sum_digest, tensor_bytes_sha256
 from atoll.training.exchange import Exchange
-from atoll.training.exponents import LOAD_CAP
+from atoll.training.exponents import pack_loads
 from atoll.training.lane import GrainResult, Lane, probe_tokens
 from atoll.training.optimizer import AdamW
 from atoll.training.scalars import UpdateScalars
@@ -225,13 +225,13 @@ class Island:
         results.sort(key=lambda r: r.grain)
         loads = [0] * len(self.names)
         for result in results:
-            loads = [min(a + b, LOAD_CAP) for a, b in zip(loads, result.loads, strict=True)]
+            loads = [a + b for a, b in zip(loads, result.loads, strict=True)]
         probe = [[r.grain, r.digest] for r in results if r.digest is not None]
         self.send(
             "result",
             step=step,
             attempt=attempt,
-            loads=loads,
+            loads=pack_loads(loads),
             losses=[[r.grain, r.loss] for r in results],
             tokens=len(results) * self.recipe.batch.grain * self.model.context,
             not_finite=[[r.grain, r.not_finite] for r in results if r.not_finite],

@@ -115,8 +115,8 @@ def update_scalars(
     for _ in range(step):
         power1 *= optimizer.beta1
         power2 *= optimizer.beta2
-        if power1 == 0.0 and power2 == 0.0:
-            break
+        if 1.0 - power1 == 1.0 and 1.0 - power2 == 1.0:
+            break  # later steps have the same corrections
     mean = round32(clip / tokens)
     return UpdateScalars(
         scale=tuple(math.ldexp(mean, -k) for k in exponents),

@@ -11,6 +11,7 @@ from typing import Any
 
 from atoll.errors import IslandError, NonFiniteError
 from atoll.training.digests import PRIME
+from atoll.training.exponents import unpack_loads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +33,8 @@ def add_up(results: Mapping[str, Mapping[str, Any]]) -> Totals:
     tokens = digest = 0
     losses: list[float] = []
     for result in results.values():
-        loads = (
-            [a + b for a, b in zip(loads, result["loads"], strict=True)]
-            if loads
-            else list(result["loads"])
-        )
+        own = unpack_loads(result["loads"])
+        loads = [a + b for a, b in zip(loads, own, strict=True)] if loads else own
         tokens += result["tokens"]
         digest += result["sum_digest"]
         losses += [loss for _, loss in result["losses"]]
