@@ -18,6 +18,7 @@ from torch import Tensor
 from atoll.errors import InputError
 from atoll.model import Model
 from atoll.modeling.loaded import Loaded, TensorsOnDisk, check_names, check_shape
+from atoll.strict import validate
 
 ARCHITECTURES = ("llama", "qwen3")
 """What ``read`` accepts."""
@@ -153,20 +154,22 @@ def _model_of(
     embedding = stored.get(file_name_of("embedding.weight"))
     if embedding is None:
         raise InputError("holds no token embedding", file=path)
-    return Model(
-        layers=int(need("block_count")),
-        width=width,
-        heads=heads,
-        kv_heads=int(value(f"{architecture}.attention.head_count_kv") or heads),
-        head_dim=head_dim,
-        ffn=int(need("feed_forward_length")),
-        context=int(need("context_length")),
-        vocab=int(embedding.shape[-1]),
-        tied=file_name_of("head.weight") not in stored,
-        qk_norm=architecture == "qwen3",
-        norm_eps=float(f"{need('attention.layer_norm_rms_epsilon'):.6g}"),
-        rope_base=float(value(f"{architecture}.rope.freq_base") or 10000.0),
-    )
+    shapes = {
+        "layers": int(need("block_count")),
+        "width": width,
+        "heads": heads,
+        "kv_heads": int(value(f"{architecture}.attention.head_count_kv") or heads),
+        "head_dim": head_dim,
+        "ffn": int(need("feed_forward_length")),
+        "context": int(need("context_length")),
+        "vocab": int(embedding.shape[-1]),
+        "tied": file_name_of("head.weight") not in stored,
+        "qk_norm": architecture == "qwen3",
+        # Stored in fp32: the nearest number of six digits is what was meant.
+        "norm_eps": float(f"{need('attention.layer_norm_rms_epsilon'):.6g}"),
+        "rope_base": float(value(f"{architecture}.rope.freq_base") or 10000.0),
+    }
+    return validate(Model, shapes, file=path)
 
 
 def _dequantised(stored: Any, path: Path) -> Tensor:

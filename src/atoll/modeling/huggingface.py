@@ -20,6 +20,7 @@ from torch import Tensor
 from atoll.errors import InputError
 from atoll.model import Model
 from atoll.modeling.loaded import Loaded, TensorsOnDisk, check_names, check_shape
+from atoll.strict import validate
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM")
 """What ``read_folder`` accepts."""
@@ -201,20 +202,21 @@ def model_of(config: Mapping[str, Any], file: Path) -> Model:
         _refuse(file, "rope_parameters.rope_type", rope["rope_type"], ("default",))
     heads = _number(config, "num_attention_heads", file)
     base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    return Model(
-        layers=_number(config, "num_hidden_layers", file),
-        width=_number(config, "hidden_size", file),
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim"),
-        ffn=_number(config, "intermediate_size", file),
-        context=_number(config, "max_position_embeddings", file),
-        vocab=_number(config, "vocab_size", file),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        qk_norm=architecture == "Qwen3ForCausalLM",
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_base=float(base),
-    )
+    shapes = {
+        "layers": _number(config, "num_hidden_layers", file),
+        "width": _number(config, "hidden_size", file),
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim"),
+        "ffn": _number(config, "intermediate_size", file),
+        "context": _number(config, "max_position_embeddings", file),
+        "vocab": _number(config, "vocab_size", file),
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "qk_norm": architecture == "Qwen3ForCausalLM",
+        "norm_eps": config.get("rms_norm_eps", 1e-6),
+        "rope_base": base,
+    }
+    return validate(Model, shapes, file=file)
 
 
 def _refuse(file: Path, key: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -42,7 +42,7 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to ``max_tokens`` ids that continue ``token_ids``; a stop id ends it unyielded.
 
-    ``temperature`` 0 takes the likeliest token; ``top_k`` None or 0 and ``top_p`` None leave all in.
+    ``temperature`` 0 takes the likeliest token; ``top_k`` None or 0 and ``top_p`` None: no limit.
     ``device`` is where the decoder is (None: look). InputError: an empty prompt, an id outside the
     vocabulary, a setting out of range.
     """
