@@ -98,8 +98,8 @@ class Cpu(Backend):
     def sqrt(self, x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Correctly rounded fp32 square root, by NumPy, which uses the processor's instruction.
 
-        torch's own fp32 sqrt goes through a vector library here and is one place off for 9 to
-        25 % of inputs (`tests/cpu/test_proof.py` shows it).
+        torch's own fp32 sqrt goes through a vector library and is one place off for 0.6 to 25 %
+        of inputs, by machine (`tests/cpu/test_proof.py` shows it).
         """
         import numpy as np
         import torch
