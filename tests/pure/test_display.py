@@ -241,6 +241,7 @@ def test_plain_lines_every_two_seconds_at_validation_and_at_the_end():
     lines = stream.getvalue().splitlines()
     assert lines[:2] == ["tokenising ...", "b joined"]
     assert [line.split()[1] for line in lines[2:]] == ["3/10", "7/10", "10/10"]
+    assert ["val" in line for line in lines[2:]] == [True, False, False]
     assert "val 3.0000" in lines[2]
     assert "grains a:12 b:4" in lines[2]
     assert "4 s left" in lines[2] and "left" not in lines[-1]

@@ -156,8 +156,13 @@ class PlainDisplay:
     def _show(self, snapshot: Snapshot) -> None:
         self._printed = self._clock()
         self._shown = snapshot
+        line = line_of(
+            snapshot,
+            self._pace.left(snapshot.total_steps),
+            validated=snapshot.val_loss != self._val_loss,
+        )
         self._val_loss = snapshot.val_loss
-        self._print(line_of(snapshot, self._pace.left(snapshot.total_steps)))
+        self._print(line)
 
     def _print(self, text: str) -> None:
         if self._stream is None:
@@ -169,12 +174,12 @@ class PlainDisplay:
             self._stream = None
 
 
-def line_of(snapshot: Snapshot, seconds_left: float | None) -> str:
-    """A snapshot as one line of text."""
+def line_of(snapshot: Snapshot, seconds_left: float | None, *, validated: bool = True) -> str:
+    """A snapshot as one line of text, with the validation loss if `validated` says it is new."""
     parts = [f"step {snapshot.step}/{snapshot.total_steps}"]
     if snapshot.loss is not None:
         parts.append(f"loss {snapshot.loss:.4f}")
-    if snapshot.val_loss is not None:
+    if snapshot.val_loss is not None and validated:
         parts.append(f"val {validation_of(snapshot)}")
     if snapshot.tokens_per_second is not None:
         parts.append(f"{snapshot.tokens_per_second:,.0f} tokens/s")
@@ -182,7 +187,7 @@ def line_of(snapshot: Snapshot, seconds_left: float | None) -> str:
     if shares:
         parts.append(f"grains {shares}")
     if seconds_left is not None and snapshot.step < snapshot.total_steps:
-        parts.append(f"{format_seconds(round(seconds_left))} left")
+        parts.append(f"{format_seconds(max(1, round(seconds_left)))} left")
     return "  ".join(parts)
 
 

@@ -153,7 +153,7 @@ class LiveDisplay:
         if done >= total:
             texts.append("done")
         elif left is not None:
-            texts.append(f"{format_seconds(round(left))} left")
+            texts.append(f"{format_seconds(max(1, round(left)))} left")
         words = "   ".join(texts)
         line = Table.grid(padding=(0, 2))
         bar = ProgressBar(
