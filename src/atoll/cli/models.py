@@ -29,34 +29,40 @@ Step = Annotated[
 To = Annotated[Path, typer.Option("--to", metavar="DIR", help="A new or empty folder.")]
 
 
+Prompt = Annotated[str, typer.Argument(help="How the text begins.")]
+MaxTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Stop after so many tokens.")]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        metavar="X", min=0.0, help="0 takes the likeliest token each time; more is more varied."
+    ),
+]
+TopK = Annotated[
+    int,
+    typer.Option(metavar="K", min=0, help="Draw from the k likeliest tokens only; 0 for all."),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        metavar="P",
+        min=0.0,
+        max=1.0,
+        help="Draw from the likeliest tokens that hold this probability.",
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="The same seed, the same text on this machine.")
+]
+
+
 def sample(
     model: Source,
-    prompt: Annotated[str, typer.Argument(help="How the text begins.")] = "",
-    max_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Stop after so many tokens.")
-    ] = 200,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            metavar="X", min=0.0, help="0 takes the likeliest token each time; more is more varied."
-        ),
-    ] = 0.8,
-    top_k: Annotated[
-        int,
-        typer.Option(metavar="K", min=0, help="Draw from the k likeliest tokens only; 0 for all."),
-    ] = 50,
-    top_p: Annotated[
-        float,
-        typer.Option(
-            metavar="P",
-            min=0.0,
-            max=1.0,
-            help="Draw from the likeliest tokens that hold this probability.",
-        ),
-    ] = 0.95,
-    seed: Annotated[
-        int, typer.Option(metavar="N", help="The same seed, the same text on this machine.")
-    ] = 0,
+    prompt: Prompt = "",
+    max_tokens: MaxTokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    top_p: TopP = 0.95,
+    seed: Seed = 0,
     step: Step = None,
     json: Json = False,
 ) -> int:

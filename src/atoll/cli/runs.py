@@ -24,59 +24,67 @@ FleetFile = Annotated[
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A recipe (.toml), a plan (.json), or the folder of a run to go on with.",
+    ),
+]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="DIR",
+        help="The run's folder; runs/NAME-DIGEST if not given. A folder that holds this run "
+        "is gone on with.",
+        show_default=False,
+    ),
+]
+Until = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Stop after step N and save. This changes no bit of the run.",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key of the recipe, such as model.layers=4; may be repeated. It is "
+        "then another recipe, with another digest.",
+        show_default=False,
+    ),
+]
+Listen = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Where islands with start = 'dial-in' reach this run.",
+        show_default=False,
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where tokenised text is kept; ~/.cache/atoll if not given.",
+        show_default=False,
+    ),
+]
+
+
 def train(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="TARGET",
-            help="A recipe (.toml), a plan (.json), or the folder of a run to go on with.",
-        ),
-    ],
+    target: Target,
     fleet: FleetFile = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            "--run",
-            metavar="DIR",
-            help="The run's folder; runs/NAME-DIGEST if not given. A folder that holds this run "
-            "is gone on with.",
-            show_default=False,
-        ),
-    ] = None,
-    until: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Stop after step N and save. This changes no bit of the run.",
-            show_default=False,
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change one key of the recipe, such as model.layers=4; may be repeated. It is "
-            "then another recipe, with another digest.",
-            show_default=False,
-        ),
-    ] = None,
-    listen: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Where islands with start = 'dial-in' reach this run.",
-            show_default=False,
-        ),
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where tokenised text is kept; ~/.cache/atoll if not given.",
-            show_default=False,
-        ),
-    ] = None,
+    run: RunOption = None,
+    until: Until = None,
+    set_: Overrides = None,
+    listen: Listen = None,
+    cache: Cache = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:

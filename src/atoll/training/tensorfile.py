@@ -154,4 +154,4 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(b"")
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())  # type: ignore[arg-type]
+    return memoryview(flat.numpy())  # type: ignore[arg-type]  # an array is a buffer
