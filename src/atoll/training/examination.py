@@ -79,7 +79,8 @@ def examine(decoder: Decoder, tokens: Tensor, reference: Mapping[str, Tensor]) -
         computed.append(x)
 
     def replace(index: int) -> Tensor:
-        leaf = reference[f"input.{index}"].to(tokens.device).requires_grad_(True)
+        leaf = reference[f"input.{index}"].detach().to(tokens.device, copy=True)
+        leaf.requires_grad_(True)
         entered.append(leaf)
         return leaf
 
