@@ -137,8 +137,9 @@ class Backend:
         torch.use_deterministic_algorithms(deterministic)
         # torch fills every new tensor in this mode, to show reads of unset memory: costs time
         # and changes no bit of a program that never reads one.
-        if hasattr(torch.utils, "deterministic"):
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        filling: Any = getattr(torch.utils, "deterministic", None)
+        if filling is not None:
+            filling.fill_uninitialized_memory = False
         torch.set_float32_matmul_precision("highest")
 
     def kind_facts(self, *, compute: str = "fp32", index: int = 0) -> dict[str, str | int | bool]:

@@ -11,11 +11,13 @@ them: magnitudes up to 2^-96 are zero, and a zero has no sign.
 
 from __future__ import annotations
 
+import functools
 import math
 from array import array
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 NUM_VALUES = 5003
 """Length of every vector: beyond 4096, and odd, so that vector code runs and so do its tails."""
@@ -180,7 +182,7 @@ def _round_operand(stream: _Stream, family: int) -> int:
     return _normal(stream, stream.between(-30, 30))
 
 
-def _integer(stream: _Stream, width: int, family: int) -> int:
+def _integer(width: int, stream: _Stream, family: int) -> int:
     """A signed integer that is hard to turn into fp32."""
     top = width - 1
     length = stream.between(1, top)
@@ -210,7 +212,7 @@ def _flush_operand(stream: _Stream, family: int) -> int:
     return _normal(stream, stream.between(-126, 60))
 
 
-def _whole(stream: _Stream, width: int, family: int) -> int:
+def _whole(width: int, stream: _Stream, family: int) -> int:
     """Bits of an fp32 number with a whole value that fits a signed integer of `width` bits."""
     top = width - 1
     if family == 0:  # the largest and smallest that fit, and the borders of fp32's whole numbers
@@ -222,10 +224,11 @@ def _whole(stream: _Stream, width: int, family: int) -> int:
 
 
 def _made(
-    seed: int, families: int, make: Callable[[_Stream, int], int], *, code: str
+    seed: int, num_families: int, make: Callable[[_Stream, int], int], *, code: str
 ) -> array[int]:
+    """A vector of what `make` gives for each family in turn."""
     stream = _Stream(seed)
-    return array(code, (make(stream, index % families) for index in range(NUM_VALUES)))
+    return array(code, (make(stream, index % num_families) for index in range(NUM_VALUES)))
 
 
 def _arithmetic() -> Iterator[tuple[str, array[int]]]:
@@ -248,13 +251,13 @@ def _integers() -> Iterator[tuple[str, array[int]]]:
     """Conversions to and from fp32, sums, shifts and squares of integers."""
     for width, code, seed in ((32, "i", 10), (64, "q", 20)):
         name = f"int{width}"
-        whole = _made(seed, 4, lambda s, f, w=width: _whole(s, w, f), code="I")  # type: ignore[misc]
+        whole = _made(seed, 4, functools.partial(_whole, width), code="I")
         yield f"to_{name}_in", whole
         yield f"to_{name}", array(code, (int(fraction_of(bits)) for bits in whole))
-        integers = _made(seed + 1, 4, lambda s, f, w=width: _integer(s, w, f), code=code)  # type: ignore[misc]
+        integers = _made(seed + 1, 4, functools.partial(_integer, width), code=code)
         yield f"from_{name}_in", integers
         yield f"from_{name}", array("I", (rounded(Fraction(value)) for value in integers))
-        other = _made(seed + 2, 4, lambda s, f, w=width: _integer(s, w - 1, f), code=code)  # type: ignore[misc]
+        other = _made(seed + 2, 4, functools.partial(_integer, width - 1), code=code)
         halves = array(code, (value >> 1 for value in integers))
         yield f"sum_{name}_a", halves
         yield f"sum_{name}_b", other
@@ -291,8 +294,10 @@ def write(path: Path) -> None:
     import numpy as np
 
     types = {"I": "uint32", "i": "int32", "q": "int64"}
-    arrays = {name: np.array(v, dtype=types[v.typecode]) for name, v in build().items()}
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {
+        name: np.array(values, dtype=types[values.typecode]) for name, values in build().items()
+    }
+    np.savez_compressed(path, **arrays)
 
 
 if __name__ == "__main__":
