@@ -7,6 +7,7 @@ This is the one exception tree, and nothing else: no logging, no printing, no ex
       RunError                1     the run failed
         NonFiniteError              a loss or a gradient is not a number
         IslandError                 an island died or misbehaved
+          ExchangeError             an exchange broke off because another island is gone
         CheckpointError             a checkpoint cannot be read or written
         LedgerError                 the ledger cannot be read or written
       CheckFailed             1     an audit, a proof or a validation said no
@@ -88,6 +89,10 @@ class NonFiniteError(RunError):
 
 class IslandError(RunError):
     """An island died, could not start, or sent something wrong."""
+
+
+class ExchangeError(IslandError):
+    """An exchange between islands broke off: another member is gone, and is the cause."""
 
 
 class CheckpointError(RunError):

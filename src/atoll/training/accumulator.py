@@ -41,10 +41,19 @@ def blocks(flat: Tensor) -> list[tuple[int, Tensor]]:
     return [(first, flat[first : first + step]) for first in range(0, size, step)]
 
 
-class IntegerSums:
-    """One integer tensor for each tensor of the model, in one flat buffer per width.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tensor's integers lie: elements [first, last) of the flat buffer of its width."""
 
-    `views[i]` has the shape of tensor i; `flats` are what an exchange moves.
+    width: Width
+    first: int
+    last: int
+
+
+class IntegerSums:
+    """The integers of all tensors of the model, in one flat buffer per width.
+
+    `views[i]` are the integers of tensor i, flattened; `flats` are what an exchange moves.
     """
 
     def __init__(
@@ -52,16 +61,16 @@ class IntegerSums:
     ) -> None:
         self._made_of = (dict(shapes), tuple(widths), device)
         sizes = [int(torch.Size(shape).numel()) for shape in shapes.values()]
-        self.flats: dict[Width, Tensor] = {}
-        self.views: list[Tensor] = [torch.empty(0)] * len(sizes)
-        for width in sorted(set(widths)):
-            members = [i for i, w in enumerate(widths) if w == width]
-            flat = torch.zeros(sum(sizes[i] for i in members), dtype=DTYPES[width], device=device)
-            self.flats[width] = flat
-            first = 0
-            for i in members:
-                self.views[i] = flat[first : first + sizes[i]]
-                first += sizes[i]
+        ends: dict[Width, int] = dict.fromkeys(sorted(set(widths)), 0)
+        self.spans: list[Span] = []
+        for width, size in zip(widths, sizes, strict=True):
+            self.spans.append(Span(width, ends[width], ends[width] + size))
+            ends[width] += size
+        self.flats: dict[Width, Tensor] = {
+            width: torch.zeros(end, dtype=DTYPES[width], device=device)
+            for width, end in ends.items()
+        }
+        self.views = [self.flats[span.width][span.first : span.last] for span in self.spans]
 
     def like(self) -> IntegerSums:
         """Zeros of the same shapes on the same device."""

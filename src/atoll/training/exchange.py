@@ -1,22 +1,30 @@
 """The integer sums of several islands added up, by gloo over the hosts' network.
- Gloo runs on every vendor's host and between unlike ones. Each membership (epoch) has a new process
-group on the pilot's store, so that nothing of an old one can reach into a new one.
+
+Gloo runs on every vendor's host and between unlike ones. Each membership (epoch) has a new process
+group on the pilot's store, so that nothing of an old one can reach into a new one. The exchange of
+a bucket starts as soon as the last grain's backward pass has finished with its tensors.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from torch import Tensor, distributed
 
+from atoll.errors import ExchangeError
 from atoll.training.accumulator import IntegerSums
+from atoll.training.exponents import Width
 
 _dist: Any = distributed  # its stubs leave out what gloo groups by hand need
 
 BUCKET_BYTES = 64 * 2**20
 """Largest piece that one collective moves."""
+EARLY_BYTES = 8 * 2**20
+"""Sums that are gathered before their exchange starts: smaller messages would cost latency."""
 TIMEOUT = timedelta(minutes=10)
 """How long a collective may hang; the pilot stops an island whose peer died long before."""
 
@@ -47,21 +55,107 @@ class Exchange:
         prefix = _dist.PrefixStore(f"epoch-{epoch}", self._store)
         self._group = _dist.ProcessGroupGloo(prefix, rank, size, options)
 
-    def add_up(
-        self, sums: IntegerSums, into: IntegerSums, *, host: Callable[[Tensor], Tensor]
-    ) -> None:
-        """Write the sum over all islands of `sums` into `into`; `sums` stay as they are."""
+    def begin(
+        self,
+        sums: IntegerSums,
+        into: IntegerSums,
+        *,
+        host: Callable[[Tensor], Tensor],
+        num_grains: int,
+    ) -> OpenExchange:
+        """Begin to write the sum over all islands of `sums` into `into`; `sums` stay as they are.
+
+        A bucket leaves when this island has added `num_grains` gradients to each of its tensors.
+        All members must call this for the same steps and attempts.
+        """
         assert self._group is not None
-        pending: list[tuple[Any, Tensor, Tensor]] = []
-        for width, source in sums.flats.items():
-            target = into.flats[width]
-            step = BUCKET_BYTES // source.element_size()
-            for first in range(0, source.numel(), step):
-                piece = target[first : first + step]
-                piece.copy_(source[first : first + step])
-                staged = host(piece)
-                pending.append((self._group.allreduce([staged]), staged, piece))
-        for work, staged, piece in pending:
-            work.wait()
-            if staged.device != piece.device:
-                piece.copy_(staged)
+        return OpenExchange(self._group, sums, into, host=host, num_grains=num_grains)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """Elements [first, last) of one flat buffer, and the tensors that lie there."""
+
+    width: Width
+    first: int
+    last: int
+    tensors: tuple[int, ...]
+
+
+def buckets_of(sums: IntegerSums) -> list[_Bucket]:
+    """Neighbouring tensors, at least `EARLY_BYTES` of them, in the order in which backward passes
+    finish: the last tensors of the model first. The same list on every island.
+    """
+    buckets: list[_Bucket] = []
+    for width, flat in sums.flats.items():
+        tensors: list[int] = []
+        for index in reversed(range(len(sums.spans))):
+            if sums.spans[index].width != width:
+                continue
+            tensors.append(index)
+            first, last = sums.spans[index].first, sums.spans[tensors[0]].last
+            if first == 0 or (last - first) * flat.element_size() >= EARLY_BYTES:
+                buckets.append(_Bucket(width, first, last, tuple(tensors)))
+                tensors = []
+    return sorted(buckets, key=lambda bucket: min(bucket.tensors), reverse=True)
+
+
+class OpenExchange:
+    """One attempt's exchange. `added` is called by the lanes, `finish` by the island."""
+
+    def __init__(
+        self,
+        group: Any,
+        sums: IntegerSums,
+        into: IntegerSums,
+        *,
+        host: Callable[[Tensor], Tensor],
+        num_grains: int,
+    ) -> None:
+        self._group, self._sums, self._into, self._host = group, sums, into, host
+        self._waiting = [num_grains] * len(sums.spans)
+        self._buckets = buckets_of(sums)
+        self._lock = threading.Lock()
+        self._pending: list[tuple[Any, Tensor, Tensor]] = []
+
+    def added(self, index: int) -> None:
+        """A grain's gradient of tensor `index` is in the sums."""
+        with self._lock:
+            self._waiting[index] -= 1
+            # Strictly in order: collectives of a group must match on all its members.
+            while self._buckets and not any(self._waiting[i] for i in self._buckets[0].tensors):
+                self._send(self._buckets.pop(0))
+
+    def finish(self) -> None:
+        """Send what has not left yet (a tensor without a gradient, say) and wait for everything.
+
+        ExchangeError if another member is gone.
+        """
+        with self._lock:
+            while self._buckets:
+                self._send(self._buckets.pop(0))
+            for work, staged, piece in self._pending:
+                try:
+                    work.wait()
+                except RuntimeError as error:
+                    raise ExchangeError(
+                        f"the exchange with the other islands failed: {error}"
+                    ) from error
+                if staged.device != piece.device:
+                    piece.copy_(staged)
+            self._pending.clear()
+
+    def _send(self, bucket: _Bucket) -> None:
+        source, target = self._sums.flats[bucket.width], self._into.flats[bucket.width]
+        step = BUCKET_BYTES // source.element_size()
+        for first in range(bucket.first, bucket.last, step):
+            last = min(first + step, bucket.last)
+            piece = target[first:last]
+            piece.copy_(source[first:last])
+            staged = self._host(piece)
+            try:
+                self._pending.append((self._group.allreduce([staged]), staged, piece))
+            except RuntimeError as error:
+                raise ExchangeError(
+                    f"the exchange with the other islands failed: {error}"
+                ) from error

@@ -8,15 +8,8 @@ run. Started by `atoll island` from any launcher, or forked by the local crew th
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import queue
-import socket
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,8 +29,9 @@ from atoll.modeling.decoder import Decoder
 from atoll.recipe import Recipe
 from atoll.training import checkpoint, examination
 from atoll.training.accumulator import Accumulator, IntegerSums, square_sum
+from atoll.training.dialling import log, run_island
 from atoll.training.digests import add_digests, combine_sha256, sum_digest, tensor_bytes_sha256
-from atoll.training.exchange import Exchange
+from atoll.training.exchange import Exchange, OpenExchange
 from atoll.training.exponents import pack_loads
 from atoll.training.lane import GrainResult, Lane, probe_tokens
 from atoll.training.optimizer import AdamW
@@ -73,6 +67,7 @@ class Island:
         self.device = self.backend.device(device_index)
         self._pool = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane")
         self._writer: checkpoint.Writer | None = None
+        self._open_exchange: OpenExchange | None = None
 
     # ------------------------------------------------------------------ start
 
@@ -182,7 +177,7 @@ class Island:
             saved = checkpoint.read(
                 self.run_folder / "checkpoints",
                 step,
-                report=_log,
+                report=log,
                 expected=self.model.tensors(),
                 fall_back=False,
             )
@@ -200,11 +195,25 @@ class Island:
         exponents: list[int],
         ranges: list[list[int]],
         probe_grain: int | None,
+        exchange: bool,
     ) -> None:
-        """Compute grains into fresh sums and report their losses and loads."""
+        """Compute grains into fresh sums and report their losses and loads.
+
+        With `exchange`, what is finished leaves for the other islands during the last grains.
+        """
         started = time.perf_counter()
-        self.accumulator.start(exponents)
         grains = grains_in(ranges)
+        self._finish_exchange()  # of an attempt that was given up: it still reads the sums
+        self.accumulator.start(exponents)
+        added = None
+        if exchange and not self._alone:
+            self._open_exchange = self.exchange.begin(
+                self.accumulator.sums,
+                self.exchanged,
+                host=self.backend.host,
+                num_grains=len(grains),
+            )
+            added = self._open_exchange.added
         work: queue.SimpleQueue[int] = queue.SimpleQueue()
         for grain in grains:
             work.put(grain)
@@ -217,8 +226,9 @@ class Island:
                 except queue.Empty:
                     return done
                 tokens = self.sampler.grain(step, grain)
+                digest = grain == probe_grain
                 done.append(
-                    lane.compute(grain, tokens, self.accumulator, digest=grain == probe_grain)
+                    lane.compute(grain, tokens, self.accumulator, digest=digest, added=added)
                 )
 
         results = [r for done in self._pool.map(compute, self.lanes[: len(grains)]) for r in done]
@@ -242,11 +252,8 @@ class Island:
         )
 
     def exchange_sums(self, *, step: int) -> None:
-        """Add up all islands' sums (into the second buffer), and report the result's digest and
-        squares.
-        """
-        if not self._alone:
-            self.exchange.add_up(self.accumulator.sums, self.exchanged, host=self.backend.host)
+        """Finish the exchange into the second buffer; report the result's digest and squares."""
+        self._finish_exchange()
         squares = self._parallel(square_sum, self.exchanged.views)
         self.send(
             "exchanged",
@@ -254,6 +261,11 @@ class Island:
             squares=[[s.total, s.shift] for s in squares],
             sum_digest=None if self._alone else self._digest(self.exchanged),
         )
+
+    def _finish_exchange(self) -> None:
+        if self._open_exchange is not None:
+            self._open_exchange.finish()
+            self._open_exchange = None
 
     def commit(self, *, step: int, scalars: dict[str, Any]) -> None:
         """Update the weights: the step stands in the ledger now."""
@@ -348,11 +360,11 @@ class Island:
     def link(self, *, num_bytes: int) -> None:
         """Time the exchange of `num_bytes` with the other members; the best of three."""
         sums = IntegerSums({"link": (num_bytes // 4,)}, [32], torch.device("cpu"))
-        into = IntegerSums({"link": (num_bytes // 4,)}, [32], torch.device("cpu"))
+        into = sums.like()
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            self.exchange.add_up(sums, into, host=self.backend.host)
+            self.exchange.begin(sums, into, host=self.backend.host, num_grains=0).finish()
             seconds.append(time.perf_counter() - started)
         self.send("linked", seconds=min(seconds))
 
@@ -411,94 +423,3 @@ class Island:
 def main(argv: Sequence[str]) -> int:
     """Entry point of an island process: dial, obey, leave. Returns the exit code."""
     return run_island(argv, Island)
-
-
-def run_island(argv: Sequence[str], island_type: type[Island]) -> int:
-    """As `main`, with an island class of one's own."""
-    options = _parse(argv)
-    connection, _ = wire.dial(
-        options.pilot,
-        token=wire.read_token_file(options.token_file),
-        name=options.name,
-        torch=torch.__version__,
-        facts={"chip": options.chip, "lanes": options.lanes, "threads": options.threads},
-    )
-    try:
-        island = island_type(
-            chip=options.chip,
-            lanes=options.lanes,
-            threads=options.threads,
-            device_index=options.device_index,
-            hosts=_hosts(options.pilot),
-            send=connection.send,
-        )
-        inbox = _watch(connection)
-        while island.handle(inbox.get()):
-            pass
-    except Exception as error:
-        text = traceback.format_exc()
-        _log(text)
-        known = isinstance(error, AtollError)
-        connection.send("failed", reason=str(error), traceback=None if known else text)
-        return 1
-    finally:
-        connection.close()
-    return 0
-
-
-def _watch(connection: wire.Connection) -> queue.SimpleQueue[wire.Message]:
-    """Read messages in a thread; a pilot that is gone ends this process at once, whatever it
-    computes.
-    """
-    inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
-
-    def read() -> None:
-        last = ""
-        try:
-            while last != "finish":
-                message = connection.receive()
-                last = message.kind
-                inbox.put(message)
-        except (AtollError, OSError) as error:
-            _log(f"the pilot is gone ({error}); this island ends")
-            os._exit(1)
-
-    threading.Thread(target=read, name="inbox", daemon=True).start()
-    return inbox
-
-
-def _log(text: str) -> None:
-    """To the island's own output, which its launcher keeps."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def _hosts(pilot: str) -> tuple[str, str]:
-    """(own address on the route to the pilot, the pilot's host); no packet is sent."""
-    host, port = wire.parse_address(pilot)
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0]
-    with socket.socket(family, socket.SOCK_DGRAM) as route:
-        route.connect((host, port))
-        return str(route.getsockname()[0]), host
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="atoll island",
-        description="Run one island: dial a pilot, compute the grains it hands out. "
-        "Example: atoll island --pilot 10.0.0.1:4711 --token-file run/token --name a",
-    )
-    parser.add_argument(
-        "--pilot", required=True, metavar="HOST:PORT", help="where the pilot listens"
-    )
-    parser.add_argument("--token-file", required=True, type=Path, help="file with the run's token")
-    parser.add_argument(
-        "--name", default=platform.node(), help="this island's name in the fleet file"
-    )
-    parser.add_argument("--chip", default="cpu", help="a chip of `atoll chips`")
-    parser.add_argument("--lanes", type=int, default=1, help="grains computed at once")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads a lane")
-    parser.add_argument(
-        "--device-index", type=int, default=0, help="which of the host's accelerators"
-    )
-    return parser.parse_args(argv[1:] if argv[:1] == ["island"] else list(argv))

@@ -77,9 +77,18 @@ class Lane:
             self._sink = _refuse
 
     def compute(
-        self, grain: int, tokens: np.ndarray, accumulator: Accumulator, *, digest: bool
+        self,
+        grain: int,
+        tokens: np.ndarray,
+        accumulator: Accumulator,
+        *,
+        digest: bool = False,
+        added: Callable[[int], None] | None = None,
     ) -> GrainResult:
-        """Add one grain to the sums; `digest` also takes the digest of its integers alone."""
+        """Add one grain to the sums; `digest` also takes the digest of its integers alone.
+
+        `added` is told each tensor whose gradient has been added.
+        """
         started = time.perf_counter()
         largest: list[Tensor | None] = [None] * len(self.names)
         digests: list[int] = []
@@ -87,6 +96,8 @@ class Lane:
         def add(index: int, gradient: Tensor) -> None:
             largest[index], part = accumulator.add(index, gradient, digest=digest)
             digests.append(part)
+            if added is not None:
+                added(index)
 
         loss = self.backward(tokens, add)
         maxima = _to_floats(largest)

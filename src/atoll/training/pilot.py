@@ -97,27 +97,33 @@ class Crewed:
                 name, what = self._events.get(timeout=timeout)
             except queue.Empty:
                 return None
-            if isinstance(what, wire.Message) and what.kind == "failed":
-                text = what.get("traceback") or what["reason"]
-                raise IslandError(f"island {name!r} failed:\n{text}")
             if isinstance(what, wire.Message) and what.kind == "finished":
                 self._finished.add(name)
-            if not isinstance(what, wire.ConnectionClosed | wire.Exit):
+            if not _is_end(what):
                 return name, what
             if name not in self._finished:
                 raise self._why_gone(name, what)
 
     def _why_gone(self, name: str, what: object) -> IslandError:
-        """The best explanation: its own last word, which may arrive just after its end is seen."""
+        """The error for the end of an island, from the best of the words that explain it.
+
+        Its own last word may arrive just after its end is seen; and an island whose exchange broke
+        off only follows another, whose end may be told later.
+        """
+        ends = [(name, what)]
         deadline = time.monotonic() + 1.0
-        while (left := deadline - time.monotonic()) > 0:
+        while _blame(ends[-1][1]) < 2 and (left := deadline - time.monotonic()) > 0:
             try:
                 other, late = self._events.get(timeout=left)
             except queue.Empty:
                 break
-            if other == name and isinstance(late, wire.Message) and late.kind == "failed":
-                text = late.get("traceback") or late["reason"]
-                return IslandError(f"island {name!r} failed:\n{text}")
+            if _is_end(late):
+                ends.append((other, late))
+        name, what = max(ends, key=lambda end: _blame(end[1]))
+        if isinstance(what, wire.Message):
+            return IslandError(
+                f"island {name!r} failed:\n{what.get('traceback') or what['reason']}"
+            )
         return IslandError(f"island {name!r} is gone ({what}).\n{self._explain(name)}")
 
     def tell(self, kind: str, fields: Mapping[str, Mapping[str, Any]]) -> None:
@@ -164,6 +170,20 @@ class Crewed:
         taken = [x for x in self._late if x[1].kind in kinds]
         self._late = [x for x in self._late if x[1].kind not in kinds]
         return taken
+
+
+def _is_end(what: object) -> bool:
+    """Whether an event is the end of an island."""
+    if isinstance(what, wire.Message):
+        return what.kind == "failed"
+    return isinstance(what, wire.ConnectionClosed | wire.Exit)
+
+
+def _blame(what: object) -> int:
+    """How well an island's end explains what happened: 2 its own failure, 0 that of another."""
+    if isinstance(what, wire.Message):
+        return 0 if what.get("follows") else 2
+    return 1
 
 
 class Pilot:
@@ -287,7 +307,7 @@ class Pilot:
         """
         measuring, num_requantised, seen_not_finite = not self.exponents.measured, 0, False
         for attempt in range(MOST_ATTEMPTS):
-            results = self._assign(step, attempt, ranges)
+            results = self._assign(step, attempt, ranges, exchange=not measuring)
             error = not_finite(step, results)
             if error is not None and seen_not_finite:
                 raise error
@@ -305,7 +325,7 @@ class Pilot:
         )
 
     def _assign(
-        self, step: int, attempt: int, ranges: Mapping[str, shares.Ranges]
+        self, step: int, attempt: int, ranges: Mapping[str, shares.Ranges], *, exchange: bool
     ) -> dict[str, wire.Message]:
         self.crew.tell(
             "assign",
@@ -316,6 +336,7 @@ class Pilot:
                     "exponents": self.exponents.current,
                     "ranges": [list(r) for r in parts],
                     "probe_grain": _draw(self.recipe.seed, step, parts),
+                    "exchange": exchange,
                 }
                 for name, parts in ranges.items()
             },
@@ -425,7 +446,7 @@ class Pilot:
         if not ranges:
             return {}
         wanted = {name: list(ranges.get(name, [])) for name in self.crew.members}
-        results = self._assign(step, 0, wanted)
+        results = self._assign(step, 0, wanted, exchange=False)
         return {name: results[name]["probe"] for name in ranges}
 
     def contract(self) -> str:

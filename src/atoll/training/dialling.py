@@ -1,0 +1,129 @@
+"""The life of an island process: read its arguments, dial the pilot, obey, leave."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import queue
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from atoll.crew import wire
+from atoll.errors import AtollError, ExchangeError
+
+
+class Obeying(Protocol):
+    """What dials in: it obeys one message at a time, until `handle` returns False."""
+
+    def handle(self, message: wire.Message) -> bool:
+        """Obey one message."""
+
+
+def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
+    """Dial the pilot that `argv` names and let an island obey it; returns the exit code.
+
+    `island_type` is made with the arguments of `training.island.Island`. What it raises is told to
+    the pilot and to this process's own output.
+    """
+    options = _parse(argv)
+    connection, _ = wire.dial(
+        options.pilot,
+        token=wire.read_token_file(options.token_file),
+        name=options.name,
+        torch=torch.__version__,
+        facts={"chip": options.chip, "lanes": options.lanes, "threads": options.threads},
+    )
+    try:
+        island = island_type(
+            chip=options.chip,
+            lanes=options.lanes,
+            threads=options.threads,
+            device_index=options.device_index,
+            hosts=_hosts(options.pilot),
+            send=connection.send,
+        )
+        inbox = _watch(connection)
+        while island.handle(inbox.get()):
+            pass
+    except Exception as error:
+        text = traceback.format_exc()
+        log(text)
+        known = isinstance(error, AtollError)
+        with contextlib.suppress(AtollError):  # the pilot may be what is gone
+            connection.send(
+                "failed",
+                reason=str(error),
+                traceback=None if known else text,
+                follows=isinstance(error, ExchangeError),
+            )
+        return 1
+    finally:
+        connection.close()
+    return 0
+
+
+def _watch(connection: wire.Connection) -> queue.SimpleQueue[wire.Message]:
+    """Read messages in a thread; a pilot that is gone ends this process at once, whatever it
+    computes.
+    """
+    inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
+
+    def read() -> None:
+        last = ""
+        try:
+            while last != "finish":
+                message = connection.receive()
+                last = message.kind
+                inbox.put(message)
+        except (AtollError, OSError) as error:
+            log(f"the pilot is gone ({error}); this island ends")
+            os._exit(1)
+
+    threading.Thread(target=read, name="inbox", daemon=True).start()
+    return inbox
+
+
+def log(text: str) -> None:
+    """To the island's own output, which its launcher keeps."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _hosts(pilot: str) -> tuple[str, str]:
+    """(own address on the route to the pilot, the pilot's host); no packet is sent."""
+    host, port = wire.parse_address(pilot)
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0]
+    with socket.socket(family, socket.SOCK_DGRAM) as route:
+        route.connect((host, port))
+        return str(route.getsockname()[0]), host
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="atoll island",
+        description="Run one island: dial a pilot, compute the grains it hands out. "
+        "Example: atoll island --pilot 10.0.0.1:4711 --token-file run/token --name a",
+    )
+    parser.add_argument(
+        "--pilot", required=True, metavar="HOST:PORT", help="where the pilot listens"
+    )
+    parser.add_argument("--token-file", required=True, type=Path, help="file with the run's token")
+    parser.add_argument(
+        "--name", default=platform.node(), help="this island's name in the fleet file"
+    )
+    parser.add_argument("--chip", default="cpu", help="a chip of `atoll chips`")
+    parser.add_argument("--lanes", type=int, default=1, help="grains computed at once")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads a lane")
+    parser.add_argument(
+        "--device-index", type=int, default=0, help="which of the host's accelerators"
+    )
+    return parser.parse_args(argv[1:] if argv[:1] == ["island"] else list(argv))
