@@ -27,9 +27,9 @@ class RMSNorm(torch.autograd.Function):
     """(x, norm(x)) with norm(x) = x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
 
     x is handed through so that the gradient of the residual stream, d_through, is added in the
-    same pass. With r = 1/sqrt(mean(x^2) + eps), h = x r, g = weight * d_norm:
-        d_weight = sum over tokens of d_norm * h
-        d_x      = d_through + r (g - h mean(g * h))
+    same pass. With r = 1/sqrt(mean(x^2) + eps):
+        d_weight = sum over tokens of d_norm * x * r
+        d_x      = d_through + r weight d_norm - x r^3 mean(weight * d_norm * x)
     Saves x, weight and r. Formula: Zhang and Sennrich 2019.
     """
 
@@ -48,15 +48,12 @@ class RMSNorm(torch.autograd.Function):
         if d_norm is None:
             return d_through, None, None
         x, weight, root = ctx.saved_tensors
-        unit = x * root
-        product = d_norm * unit
-        mean = torch.mv(product.flatten(0, -2), weight).div_(x.shape[-1])
-        d_weight = product.flatten(0, -2).sum(0)
-        torch.mul(d_norm, weight, out=product)
-        product.addcmul_(unit, mean.view_as(root), value=-1.0)
-        if d_through is None:
-            return product.mul_(root), d_weight, None
-        return torch.addcmul(d_through, product, root), d_weight, None
+        product = (d_norm * x).flatten(0, -2)
+        d_weight = torch.mv(product.t(), root.flatten())
+        pull = torch.mv(product, weight).view_as(root).mul_(root.pow(3)).div_(-x.shape[-1])
+        scaled = torch.mul(d_norm, weight, out=product.view_as(x))
+        d_x = scaled.mul_(root) if d_through is None else torch.addcmul(d_through, scaled, root)
+        return d_x.addcmul_(x, pull), d_weight, None
 
 
 class Projections(torch.autograd.Function):
@@ -104,7 +101,8 @@ class SwiGLU(torch.autograd.Function):
         d_down = torch.mm(d_y_NC.t(), s_NF * u_NF)
         d_h_NF = torch.mm(d_y_NC, down)
         d_u_NF = s_NF.mul_(d_h_NF)
-        d_a_NF = torch.ops.aten.silu_backward(d_h_NF.mul_(u_NF), a_NF)
+        d_a_NF = d_h_NF.mul_(u_NF)
+        torch.ops.aten.silu_backward.grad_input(d_a_NF, a_NF, grad_input=d_a_NF)
         d_x_NC = torch.mm(d_a_NF, gate).addmm_(d_u_NF, up)
         return d_x_NC, torch.mm(d_a_NF.t(), x_NC), torch.mm(d_u_NF.t(), x_NC), d_down
 
