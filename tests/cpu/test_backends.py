@@ -56,7 +56,7 @@ def test_an_unknown_backend_is_an_input_error_with_the_known_ones() -> None:
 
 
 def test_here_is_the_cpu_where_torch_has_no_accelerator() -> None:
-    if torch.accelerator.is_available():
+    if backends.current_accelerator() is not None and backends.here().device_type != "cpu":
         pytest.skip("this machine has an accelerator")
     assert isinstance(backends.here(), Cpu)
     assert isinstance(backends.of_chip("here"), Cpu)
@@ -132,7 +132,8 @@ def test_kind_facts_tell_what_is_in_force_not_what_was_asked() -> None:
     assert "'mkl_branch': 'COMPATIBLE'" in _facts_under({"MKL_CBWR": "COMPATIBLE"})
     # A word that MKL does not know: it takes another branch than it was asked for.
     assert "NONSENSE" not in _facts_under({"MKL_CBWR": "NONSENSE"})
-    assert "'instruction_set': 'DEFAULT'" in _facts_under({"ATEN_CPU_CAPABILITY": "default"})
+    baseline = _facts_under({"ATEN_CPU_CAPABILITY": "default"})
+    assert "'instruction_set': 'DEFAULT'" in baseline or "'instruction_set': 'NO AVX'" in baseline
 
 
 def test_kind_facts_are_plain_values_and_repeat() -> None:

@@ -15,7 +15,16 @@ from atoll.errors import InputError
 if TYPE_CHECKING:
     from atoll.facts import Chip
 
-__all__ = ["NAMES", "Backend", "Feature", "Memory", "here", "named", "of_chip"]
+__all__ = [
+    "NAMES",
+    "Backend",
+    "Feature",
+    "Memory",
+    "current_accelerator",
+    "here",
+    "named",
+    "of_chip",
+]
 
 _CLASSES = {
     "cpu": ("atoll.backends.cpu", "Cpu"),
