@@ -4,6 +4,7 @@
     ledger.jsonl     one synced line a step: the commit of that step
     ledger-dropped.jsonl   lines that a resume from an older checkpoint took back
     events.jsonl     joins, deaths, heals, share changes, checkpoints, with time
+    tokenizer.json   the tokenizer that made its tokens
     metrics/  checkpoints/  logs/
 
 It does not know what a checkpoint holds (`atoll.training.checkpoint`).
@@ -173,6 +174,11 @@ class RunFolder:
     def events_path(self) -> Path:
         """The events' file."""
         return self.path / "events.jsonl"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The run's tokenizer, a copy of the one that made its tokens."""
+        return self.path / "tokenizer.json"
 
     @property
     def metrics_path(self) -> Path:

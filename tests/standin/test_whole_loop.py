@@ -101,6 +101,25 @@ def test_the_audit_recomputes_it_on_the_stand_in(made: SimpleNamespace) -> None:
     assert result.ok, result.text()
 
 
+def test_a_chip_that_rounds_otherwise_updates_on_its_host_to_the_same_bits(
+    made: SimpleNamespace,
+) -> None:
+    run = made.folder / "run-inexact"
+    for until in (2, None):  # resumed once: the masters follow a restored checkpoint
+        result = train(
+            str(made.folder / "recipe.toml"),
+            display=SilentDisplay(),
+            fleet=made.folder / "one.toml",
+            run=run,
+            until=until,
+            cache=made.folder / "cache",
+            starting=Starting(
+                entry="standin_island:inexact", python_path=[HERE], preload=("torch",)
+            ),
+        )
+    assert result.fingerprint == made.results["two"].fingerprint
+
+
 def test_the_model_speaks_on_the_stand_in(made: SimpleNamespace) -> None:
     program = (
         "import sys, installed, torch\n"

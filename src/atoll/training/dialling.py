@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from atoll.crew import wire
-from atoll.errors import AtollError, ExchangeError
+from atoll.errors import AtollError, ExchangeError, RunError
 
 
 class Obeying(Protocol):
@@ -83,9 +83,11 @@ def _watch(connection: wire.Connection) -> queue.SimpleQueue[wire.Message]:
             while last != "finish":
                 message = connection.receive()
                 last = message.kind
+                if last == "failed":
+                    raise RunError(f"it says: {message['reason']}")
                 inbox.put(message)
         except (AtollError, OSError) as error:
-            log(f"the pilot is gone ({error}); this island ends")
+            log(f"no pilot any more ({error}); this island ends")
             os._exit(1)
 
     threading.Thread(target=read, name="inbox", daemon=True).start()

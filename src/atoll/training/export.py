@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atoll.data.tokenizer import end_of_text_id, load_tokenizer
 from atoll.errors import InputError
 from atoll.modeling import open_model
 from atoll.modeling.huggingface import write_folder
@@ -73,24 +74,17 @@ def load_run(run: Path, *, step: int | None, report: Report) -> tuple[Loaded, in
 
     The newest one that is intact, damage being told through `report`, or exactly `step`.
     """
-    from atoll.data.shards import matched_model, open_shards
-
     folder = RunFolder.open(run)
-    shards = open_shards(Path(folder.record.shards.folder))
-    model = matched_model(folder.recipe().model, shards)
-    saved = checkpoint.read(
-        folder.checkpoints_path,
-        step,
-        report=report,
-        expected=model.tensors(),
-        fall_back=step is None,
-    )
+    saved = checkpoint.read(folder.checkpoints_path, step, report=report, fall_back=step is None)
+    shapes = saved.shapes("weights")
+    model = folder.recipe().model.with_vocab(shapes["embedding.weight"][0])
+    tokenizer = load_tokenizer(folder.tokenizer_path)
     loaded = Loaded(
         source=run,
         model=model,
         tensors=TensorsOnDisk(list(model.tensors()), lambda name: saved.tensor("weights", name)),
-        tokenizer_json=shards.tokenizer_path,
-        stop_ids=(shards.end_of_text,),
+        tokenizer_json=folder.tokenizer_path,
+        stop_ids=(end_of_text_id(tokenizer),),
     )
     return loaded, saved.step
 

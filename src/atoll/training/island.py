@@ -97,6 +97,7 @@ class Island:
                 grain=batch.grain,
             )
         failed = self.backend.prove_exact()
+        self.updates_on_host = bool(failed) and self.device.type != "cpu"
         shapes = self.model.tensors()
         self.weights = {
             name: torch.empty(shape, dtype=torch.float32, device=self.device)
@@ -107,8 +108,13 @@ class Island:
             self.lane_type(self.model, weights=self.weights, device=self.device)
             for _ in range(self.num_lanes)
         ]
+        if self.updates_on_host:
+            updating = backends.named("cpu")
+            self.masters = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        else:
+            updating, self.masters = self.backend, self.weights
+        self.optimizer = AdamW(self.masters, square_root=updating.sqrt)
         self._fill_initial()
-        self.optimizer = AdamW(self.weights, square_root=self.backend.sqrt)
         self.accumulator = Accumulator(IntegerSums(shapes, widths, self.device))
         self.exchanged = self.accumulator.sums  # alone, the own sums are the result
         self.exchange = Exchange(
@@ -122,12 +128,20 @@ class Island:
             probes=probes,
             grain_seconds=seconds,
             failed=failed,
+            updates_on_host=self.updates_on_host,
             fingerprint=self.fingerprint(),
             memory={"free": memory.free, "total": memory.total},
         )
 
     def _fill_initial(self) -> None:
-        initial.fill(self.lanes[0].decoder, self.recipe.seed)
+        initial.fill(self.lanes[0].decoder, self.recipe.seed)  # its parameters are the weights
+        self._sync_masters()
+
+    def _sync_masters(self) -> None:
+        """Take over into the host's masters what was written into the device's weights."""
+        if self.updates_on_host:
+            for name, weight in self.weights.items():
+                self.masters[name].copy_(self.backend.host(weight))
 
     def _probe(self, sequences: int, context: int, vocab: int) -> tuple[list[str], float]:
         """Every lane computes the probe grain on the initial weights; the second pass is timed."""
@@ -183,6 +197,7 @@ class Island:
             )
             for group, live in self._groups().items():
                 saved.load_into(group, live)
+            self._sync_masters()
         self.send("restored", step=step, fingerprint=self.fingerprint())
 
     # ------------------------------------------------------------------ a step
@@ -274,12 +289,12 @@ class Island:
         values = UpdateScalars(**{**scalars, "scale": tuple(scalars["scale"])})
 
         def update(index: int) -> None:
-            self.optimizer.update(
-                self.names[index],
-                self.exchanged.views[index],
-                scale=values.scale[index],
-                scalars=values,
-            )
+            name, integers = self.names[index], self.exchanged.views[index]
+            if self.updates_on_host:
+                integers = self.backend.host(integers)
+            self.optimizer.update(name, integers, scale=values.scale[index], scalars=values)
+            if self.updates_on_host:
+                self.weights[name].copy_(self.masters[name])
 
         self._parallel(update, range(len(self.names)))
         self.send("updated", step=step, fingerprint=self.fingerprint())

@@ -9,6 +9,7 @@ caller's.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections import deque
@@ -44,6 +45,7 @@ class Member:
     kind_id: str = ""
     memory: dict[str, Any] = field(default_factory=dict)
     failed_operations: list[str] = field(default_factory=list)
+    updates_on_host: bool = False
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW))
     grains: int = 0
 
@@ -64,6 +66,7 @@ class Crewed:
 
     def __init__(self, listener: wire.Listener, explain: Callable[[str], str]) -> None:
         self.members: dict[str, Member] = {}
+        self._names: set[str] = set()  # of the islands that belong here
         self._events = listener.events
         self._explain = explain  # what to show of an island that died
         self._late: list[tuple[str, wire.Message]] = []
@@ -71,6 +74,7 @@ class Crewed:
 
     def admit(self, names: Mapping[str, str], *, waiting: Callable[[list[str]], None]) -> None:
         """Wait until every island of `names` (name -> chip) has dialled in."""
+        self._names = set(names)
         last_word = time.monotonic()
         while missing := [name for name in names if name not in self.members]:
             event = self._next(1.0)
@@ -80,12 +84,9 @@ class Crewed:
                     last_word = time.monotonic()
                 continue
             name, what = event
-            if isinstance(what, wire.Arrival) and name in names:
+            if isinstance(what, wire.Arrival):
                 facts = what.hello["facts"]
                 self.members[name] = Member(name, facts["chip"], facts["lanes"], what.connection)
-            elif isinstance(what, wire.Arrival):
-                what.connection.send("failed", reason=f"the fleet has no island {name!r}")
-                what.connection.close()
 
     def _next(self, timeout: float | None = None) -> tuple[str, Any] | None:
         """The next event that is not the end of an island; None after `timeout` seconds.
@@ -97,6 +98,9 @@ class Crewed:
                 name, what = self._events.get(timeout=timeout)
             except queue.Empty:
                 return None
+            if name not in self._names:
+                _turn_away(name, what)
+                continue
             if isinstance(what, wire.Message) and what.kind == "finished":
                 self._finished.add(name)
             if not _is_end(what):
@@ -117,7 +121,7 @@ class Crewed:
                 other, late = self._events.get(timeout=left)
             except queue.Empty:
                 break
-            if _is_end(late):
+            if _is_end(late) and other in self._names:
                 ends.append((other, late))
         name, what = max(ends, key=lambda end: _blame(end[1]))
         if isinstance(what, wire.Message):
@@ -129,12 +133,14 @@ class Crewed:
     def tell(self, kind: str, fields: Mapping[str, Mapping[str, Any]]) -> None:
         """Send each island its own fields."""
         for name, values in fields.items():
-            self.members[name].connection.send(kind, **values)
+            try:
+                self.members[name].connection.send(kind, **values)
+            except wire.ConnectionClosed as error:
+                raise self._why_gone(name, error) from error
 
     def tell_all(self, kind: str, **fields: Any) -> None:
         """Send all islands the same."""
-        for member in self.members.values():
-            member.connection.send(kind, **fields)
+        self.tell(kind, dict.fromkeys(self.members, fields))
 
     def gather(self, kind: str, names: list[str] | None = None) -> dict[str, wire.Message]:
         """One message of `kind` from each island (or those of `names`), in the members' order.
@@ -179,6 +185,14 @@ def _is_end(what: object) -> bool:
     return isinstance(what, wire.ConnectionClosed | wire.Exit)
 
 
+def _turn_away(name: str, what: object) -> None:
+    """An island of another name has the token, but no place here; it must not end the run."""
+    if isinstance(what, wire.Arrival):
+        with contextlib.suppress(wire.ConnectionClosed):
+            what.connection.send("failed", reason=f"the fleet has no island {name!r}")
+        what.connection.close()
+
+
 def _blame(what: object) -> int:
     """How well an island's end explains what happened: 2 its own failure, 0 that of another."""
     if isinstance(what, wire.Message):
@@ -214,7 +228,7 @@ class Pilot:
         """
         self.introduce(vocab=vocab, shards=shards, run=run, store_port=store_port)
         for member in self.crew.members.values():
-            if member.failed_operations:
+            if member.failed_operations and not member.updates_on_host:
                 raise IslandError(
                     f"island {member.name!r} ({member.chip}) does not round these operations as "
                     f"IEEE 754 asks: {', '.join(member.failed_operations)}. "
@@ -241,6 +255,7 @@ class Pilot:
             member.kind_id = digest_of(member.kind)[:16]
             member.memory = answer["memory"]
             member.failed_operations = answer["failed"]
+            member.updates_on_host = answer["updates_on_host"]
             member.seconds.append(answer["grain_seconds"])
         self.fingerprint = check_replicas(0, {n: a["fingerprint"] for n, a in ready.items()})
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import signal
+import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +21,7 @@ from atoll.run import Events, Ledger, LedgerLine, RunFolder
 from atoll.training import checkpoint, exponents, shares
 from atoll.training.crewing import MemberSpec, Starting, assemble, members_of
 from atoll.training.display import Display, IslandView, Snapshot
+from atoll.training.interruption import interruptible
 from atoll.training.metrics import Metrics
 from atoll.training.pilot import Pilot
 from atoll.training.target import Target, resolve
@@ -90,16 +89,13 @@ def train(
         and run.resolve() != found.folder.path.resolve()
     ):
         raise InputError("a run is resumed in its own folder", file=run, fix="leave --run out")
+    if found.folder is None and run is not None and RunFolder.is_run(run):
+        RunFolder.open(run).check_recipe(found.recipe)  # before any text is read
     data = prepare(
-        found.recipe.data,
-        cache=cache or DEFAULT_CACHE,
-        base=found.base,
-        progress=display.phase,
+        found.recipe.data, cache=cache or DEFAULT_CACHE, base=found.base, progress=display.phase
     )
     matched_model(found.recipe.model, data)
-    sampler = sampler_of(
-        found.recipe, data
-    )  # what is wrong with the text is said before a folder is made
+    sampler = sampler_of(found.recipe, data)  # raises before a folder is made
     folder = found.folder or _open_or_create(found, data, run)
     folder.check_recipe(found.recipe)
     if folder.record.shards.digest != data.digest:
@@ -110,6 +106,9 @@ def train(
         )
     with folder.lock():
         session = _Session(found, folder, data, sampler, display, until or total)
+        if folder.record.status.state == "finished":
+            display.say(f"this run finished at step {total}; nothing is left to train")
+            return session.finished_result()
         return session.run(listen=listen, starting=starting or Starting())
 
 
@@ -129,7 +128,7 @@ def _open_or_create(found: Target, data: Shards, run: Path | None) -> RunFolder:
     path = run or Path("runs") / f"{found.recipe.name}-{digest[:8]}"
     if RunFolder.is_run(path):
         return RunFolder.open(path)
-    return RunFolder.create(
+    folder = RunFolder.create(
         path,
         recipe=found.recipe,
         shards_folder=data.folder,
@@ -139,6 +138,9 @@ def _open_or_create(found: Target, data: Shards, run: Path | None) -> RunFolder:
         fleet=found.fleet,
         base=found.base,
     )
+    # The run can be exported and sampled wherever it is carried, without the shards.
+    shutil.copyfile(data.tokenizer_path, folder.tokenizer_path)
+    return folder
 
 
 def _versions() -> dict[str, str]:
@@ -184,7 +186,7 @@ class _Session:
         checkpoint.remove_leftovers(self.folder.checkpoints_path)
         self.display.phase("starting the islands", None)
         with (
-            _interruptible(self.interrupted, self.display),
+            interruptible(self.interrupted, self.display),
             assemble(
                 self.members,
                 folder=self.folder.path,
@@ -225,6 +227,12 @@ class _Session:
             run=str(self.folder.path.resolve()),
             store_port=store_port,
         )
+        for member in pilot.crew.members.values():
+            if member.updates_on_host:
+                self.display.say(
+                    f"island {member.name!r} updates its weights on its host: its chip does not "
+                    f"round {', '.join(member.failed_operations)} as IEEE 754 asks"
+                )
         self.contract = pilot.contract()
         self._resume()
         self._note_kinds()
@@ -397,10 +405,8 @@ class _Session:
         )
 
     def _bits_per_byte(self) -> float | None:
-        """Validation loss in bits per byte of the held-out text: nats / ln 2 / bytes a token."""
-        if self.val_loss is None or not self.data.validation_bytes_per_token:
-            return None
-        return self.val_loss / 0.6931471805599453 / self.data.validation_bytes_per_token
+        """The validation loss in bits per byte of the held-out text."""
+        return None if self.val_loss is None else self.data.bits_per_byte(self.val_loss)
 
     # ------------------------------------------------------------------ end
 
@@ -427,18 +433,9 @@ class _Session:
         self.folder.set_status(state, step=pilot.step, fingerprint=pilot.fingerprint)
         self.events.append(state, step=pilot.step, fingerprint=pilot.fingerprint)
         self.ledger.close()
-        seconds = self._seconds_here
-        return TrainResult(
-            run=self.folder.path,
-            step=pilot.step,
-            total_steps=self.recipe.total_steps(),
-            loss=self.loss,
-            val_loss=self.val_loss,
-            bits_per_byte=self._bits_per_byte(),
-            tokens=pilot.step * self.recipe.tokens_per_step,
-            tokens_per_second=self._tokens_here / seconds if seconds else 0.0,
-            fingerprint=pilot.fingerprint,
-            contract=self.contract,
+        return self._result(
+            pilot.step,
+            pilot.fingerprint,
             islands={
                 m.name: {
                     "chip": m.chip,
@@ -449,7 +446,6 @@ class _Session:
                 }
                 for m in pilot.crew.members.values()
             },
-            exit_code=Interrupted.exit_code if self.interrupted.is_set() else 0,
         )
 
     def _fail(self, error: AtollError) -> None:
@@ -467,23 +463,27 @@ class _Session:
         except AtollError:
             return  # the disk that stopped the run stops this note too; the error itself is raised
 
+    def finished_result(self) -> TrainResult:
+        """The result of a run that had reached its last step before this call."""
+        status = self.folder.record.status
+        self.loss = self.ledger.read()[-1].loss
+        self.val_loss = checkpoint.recorded_losses(self.folder.checkpoints_path).get(status.step)
+        self.contract = self.folder.record.contract
+        return self._result(status.step, status.fingerprint or "", islands={})
 
-@contextmanager
-def _interruptible(interrupted: threading.Event, display: Display) -> Iterator[None]:
-    """Ctrl-C once: finish the step, save, leave. Twice: leave at once; the islands die too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(_number: int, _frame: Any) -> None:
-        if interrupted.is_set():
-            os._exit(Interrupted.exit_code)
-        interrupted.set()
-        display.say("stopping after this step and saving; press Ctrl-C again to leave at once")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
+    def _result(self, step: int, fingerprint: str, *, islands: dict[str, Any]) -> TrainResult:
+        seconds = self._seconds_here
+        return TrainResult(
+            run=self.folder.path,
+            step=step,
+            total_steps=self.recipe.total_steps(),
+            loss=self.loss,
+            val_loss=self.val_loss,
+            bits_per_byte=self._bits_per_byte(),
+            tokens=step * self.recipe.tokens_per_step,
+            tokens_per_second=self._tokens_here / seconds if seconds else 0.0,
+            fingerprint=fingerprint,
+            contract=self.contract,
+            islands=islands,
+            exit_code=Interrupted.exit_code if self.interrupted.is_set() else 0,
+        )

@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM as a request to save and stop, not as an exception in the middle of a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from atoll.errors import Interrupted
+from atoll.training.display import Display
+
+
+@contextmanager
+def interruptible(interrupted: threading.Event, display: Display) -> Iterator[None]:
+    """Ctrl-C once: finish the step, save, leave. Twice: leave at once; the islands die too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: Any) -> None:
+        if interrupted.is_set():
+            os._exit(Interrupted.exit_code)
+        interrupted.set()
+        display.say("stopping after this step and saving; press Ctrl-C again to leave at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
