@@ -20,6 +20,7 @@ PRIME = 2**61 - 1
 ROW = 2048
 _COLUMN_BITS = 10  # 32-bit magnitudes times factors below 2**10, ROW of them, stay below 2**53
 _LOW_BITS = 31
+_PIECE = 32 * ROW  # worked on at a time: 512 KiB in float64, which stay in the cache
 
 
 def _mix(counter: np.ndarray) -> np.ndarray:
@@ -42,20 +43,38 @@ def row_weights(tensor: int, first_row: int, num_rows: int) -> list[int]:
     """Factors in [1, PRIME) of some rows of the tensor with this index."""
     counter = np.arange(first_row + 1, first_row + num_rows + 1, dtype=np.uint64)
     mixed = _mix(counter + (np.uint64(tensor + 1) << np.uint64(40)))
-    return [int(x) for x in mixed % np.uint64(PRIME - 1) + np.uint64(1)]
+    weights: list[int] = (mixed % np.uint64(PRIME - 1) + np.uint64(1)).tolist()
+    return weights
 
 
 def _row_sums(flat: Tensor) -> list[int]:
-    """Exact weighted sum of each row of a flat host tensor of 33-bit integers."""
-    num_full = flat.numel() // ROW
+    """Exact weighted sum of each row of a flat host tensor of int32 or int64.
+
+    An int64 x is two numbers, x >> 31 and the low 31 bits; float64 holds these and their sums.
+    """
+    exact = torch.empty(min(_PIECE, flat.numel()), dtype=torch.float64)
+    part = torch.empty_like(exact, dtype=torch.int64) if flat.dtype == torch.int64 else None
     sums: list[int] = []
-    for first in range(0, num_full, 64):  # 64 rows in float64 are 1 MiB: they stay in the cache
-        last = min(first + 64, num_full)
-        block = flat[first * ROW : last * ROW].to(torch.float64).view(-1, ROW)
-        sums += [int(x) for x in torch.mv(block, _COLUMNS).tolist()]
-    rest = flat[num_full * ROW :]
+    for first in range(0, flat.numel(), _PIECE):
+        piece = flat[first : first + _PIECE]
+        if part is None:
+            sums += _weighted(exact[: piece.numel()].copy_(piece))
+        else:
+            high = torch.bitwise_right_shift(piece, _LOW_BITS, out=part[: piece.numel()])
+            highs = _weighted(exact[: piece.numel()].copy_(high))
+            low = torch.bitwise_and(piece, 2**_LOW_BITS - 1, out=part[: piece.numel()])
+            lows = _weighted(exact[: piece.numel()].copy_(low))
+            sums += [(h << _LOW_BITS) + x for h, x in zip(highs, lows, strict=True)]
+    return sums
+
+
+def _weighted(exact: Tensor) -> list[int]:
+    """The rows of a piece, each times the factors of the columns."""
+    num_full = exact.numel() // ROW
+    full, rest = exact[: num_full * ROW], exact[num_full * ROW :]
+    sums = [int(x) for x in torch.mv(full.view(-1, ROW), _COLUMNS).tolist()]
     if rest.numel():
-        sums.append(int(torch.dot(rest.to(torch.float64), _COLUMNS[: rest.numel()]).item()))
+        sums.append(int(torch.dot(rest, _COLUMNS[: rest.numel()]).item()))
     return sums
 
 
@@ -67,12 +86,7 @@ def sum_digest(integers: Tensor, *, tensor: int, offset: int = 0) -> int:
     whole.
     """
     assert offset % ROW == 0, offset
-    flat = integers.reshape(-1)
-    if flat.dtype == torch.int64:
-        high, low = flat >> _LOW_BITS, flat & (2**_LOW_BITS - 1)
-        sums = [(h << _LOW_BITS) + x for h, x in zip(_row_sums(high), _row_sums(low), strict=True)]
-    else:
-        sums = _row_sums(flat)
+    sums = _row_sums(integers.reshape(-1))
     total = 0
     for value, weight in zip(sums, row_weights(tensor, offset // ROW, len(sums)), strict=True):
         total += value * weight
