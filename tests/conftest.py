@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="a Python that has torch-npu and atoll's requirements, for tests/optional",
     )
+    parser.addoption(
+        "--other-torch-python",
+        metavar="PATH",
+        help="a Python that has another torch and atoll's requirements, for tests/optional",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
