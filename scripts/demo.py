@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from atoll.run import RunFolder
 
 RECIPE = "examples/recipes/quickstart.toml"
 FLEET = "examples/fleets/two-kinds.toml"
@@ -29,6 +32,9 @@ def main(run: str) -> int:
     if not has_shakespeare():
         print("Shakespeare is not installed: reading the standard library's documentation instead.")
         overrides, run = ["--set", 'data.corpus="stdlib"'], f"{run}-stdlib"
+
+    if RunFolder.is_run(run):
+        shutil.rmtree(run)  # an earlier demo's: this one is to be seen from its first step
 
     title("1. Train a small model on two unlike CPU islands")
     result = atoll_json("train", RECIPE, "--fleet", FLEET, "--run", run, *overrides)
