@@ -1,0 +1,195 @@
+"""Island processes with one planted fault each, for test_training.py; and plain ones.
+
+Every function here is an entry `training_faults:NAME` as `atoll.training.island:main` is one. It
+notes its process id beside the token file, so that a test can see that nobody is left behind.
+"""
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from atoll.training.dialling import run_island
+from atoll.training.island import Island
+from atoll.training.lane import Lane
+
+
+def value_of(argv, flag):
+    return argv[argv.index(flag) + 1]
+
+
+def start(argv, island_type, *, only=None):
+    """Run an island; with `only`, the fault is in the island of that name, the rest are sound."""
+    name = value_of(argv, "--name")
+    folder = Path(value_of(argv, "--token-file")).parent
+    (folder / f"pid-{name}-{os.getpid()}").touch()
+    return run_island(argv, island_type if only in (None, name) else Island)
+
+
+def plain(argv):
+    return start(argv, Island)
+
+
+class WatchedLane(Lane):
+    """Knows which grain of which attempt it computes, and may change its gradients."""
+
+    step = attempt = grain = 0
+
+    def compute(self, grain, *arguments, **named):
+        self.grain = grain
+        return super().compute(grain, *arguments, **named)
+
+    def backward(self, tokens, sink):
+        def changed(index, gradient):
+            sink(index, self.plant(index, gradient))
+
+        return super().backward(tokens, changed)
+
+    def plant(self, index, gradient):
+        return gradient
+
+
+class WatchedIsland(Island):
+    lane_type = WatchedLane
+
+    def assign(self, *, step, attempt, **fields):
+        WatchedLane.step, WatchedLane.attempt = step, attempt
+        super().assign(step=step, attempt=attempt, **fields)
+
+
+def with_lane(lane):
+    return type("PlantedIsland", (WatchedIsland,), {"lane_type": lane})
+
+
+class Overflowing(WatchedLane):
+    """One grain's gradient is a million times larger, at every attempt."""
+
+    def plant(self, index, gradient):
+        there = self.step == 4 and self.grain == 3
+        return gradient * 1e6 if there else gradient
+
+
+def overflow(argv):
+    return start(argv, with_lane(Overflowing))
+
+
+class NotFiniteOnce(WatchedLane):
+    def plant(self, index, gradient):
+        there = self.step == 3 and self.grain == 2 and self.attempt == 0
+        return gradient * float("nan") if there and index == 1 else gradient
+
+
+def not_finite_once(argv):
+    return start(argv, with_lane(NotFiniteOnce))
+
+
+class NotFinite(WatchedLane):
+    def plant(self, index, gradient):
+        there = self.step == 5 and self.grain == 2
+        return gradient * float("inf") if there and index == 1 else gradient
+
+
+def not_finite(argv):
+    return start(argv, with_lane(NotFinite))
+
+
+class Raising(WatchedLane):
+    def plant(self, index, gradient):
+        if self.step == 4:
+            raise ZeroDivisionError("a planted bug in a kernel")
+        return gradient
+
+
+def raises_in_b(argv):
+    return start(argv, with_lane(Raising), only="b")
+
+
+class Dying(WatchedLane):
+    def plant(self, index, gradient):
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return gradient
+
+
+def dies_in_b(argv):
+    return start(argv, with_lane(Dying), only="b")
+
+
+class Fickle(Lane):
+    """Its kernels depend on the time of day."""
+
+    def probe(self, tokens):
+        return super().probe(tokens)[:40] + str(time.perf_counter_ns())
+
+
+def fickle(argv):
+    return start(argv, type("FickleIsland", (Island,), {"lane_type": Fickle}))
+
+
+class Slow(WatchedIsland):
+    """Slow enough to be interrupted in the middle of a step."""
+
+    def assign(self, **fields):
+        time.sleep(0.3)
+        super().assign(**fields)
+
+
+def slow(argv):
+    return start(argv, Slow)
+
+
+class BadExchange(Island):
+    """The sum that this island received is off by one in one element."""
+
+    def exchange_sums(self, *, step):
+        if step == 3:
+            self._finish_exchange()
+            self.exchanged.flats[32][7] += 1
+        super().exchange_sums(step=step)
+
+
+def bad_exchange_in_b(argv):
+    return start(argv, BadExchange, only="b")
+
+
+class Flipping(Island):
+    """Its memory loses a bit of a weight in the update of a step that is checkpointed."""
+
+    def commit(self, *, step, scalars):
+        if step == 4:
+            self.weights["norm.weight"][3] += 2.0**-20
+        super().commit(step=step, scalars=scalars)
+
+
+def flips_in_a(argv):
+    return start(argv, Flipping, only="a")
+
+
+def limited(full_at):
+    """An island for which the disk is full while it saves one of these steps."""
+
+    class FullDisk(Island):
+        def save(self, *, step, state):
+            if self._writer is not None:
+                self._writer.close()  # one checkpoint at a time, each under its own limit
+                self.report_checkpoints()
+                self._writer = None
+            most = 20_000 if step in full_at else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+            super().save(step=step, state=state)
+
+    return FullDisk
+
+
+def full_disk_once(argv):
+    return start(argv, limited({4}))
+
+
+def full_disk_to_the_end(argv):
+    return start(argv, limited(set(range(4, 100))))
+
+
+torch.set_num_threads(1)
