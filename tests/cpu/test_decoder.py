@@ -275,3 +275,14 @@ def test_a_cache_gives_the_logits_of_the_whole_sequence(shape: dict[str, object]
         parts = [decoder(part, cache) for part in tokens.split([7, 1, 20, 1, 11], dim=1)]
     assert cache.length == 40
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-9, atol=1e-11)
+
+
+def test_a_torch_that_knows_no_grouped_heads_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder = filled(model_of(context=100)).double()
+    tokens = tokens_for(decoder.model)[:, :100]
+    with torch.no_grad():
+        expected = decoder(tokens)
+        monkeypatch.setattr(attention, "_KNOWS_GROUPS", False)
+        torch.testing.assert_close(decoder(tokens), expected, rtol=1e-9, atol=1e-11)

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 QUERY_BLOCK = 64
 """Queries of a block: keys after the block are never touched."""
 
+_KNOWS_GROUPS = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 5)
+
 
 def attend(
     q_BTHD: Tensor,
@@ -38,15 +40,30 @@ def attend(
     """
     num_tokens, num_heads = q_BTHD.shape[1:3]
     if q_BTHD.device.type == "cpu" and num_tokens % QUERY_BLOCK == 0:
-        keep = num_heads * (num_tokens + QUERY_BLOCK) // 2 <= numbers_to_keep
+        numbers = num_heads * (num_tokens + QUERY_BLOCK) // 2
+        keep = torch.is_grad_enabled() and numbers <= numbers_to_keep
         return BlockedAttention.apply(q_BTHD, k_BTKD, v_BTKD, cos_TD, sin_TD, keep)  # type: ignore[no-untyped-call, no-any-return]
     q_BTHD, k_BTKD = rotate(q_BTHD, cos_TD, sin_TD), rotate(k_BTKD, cos_TD, sin_TD)
+    return grouped_attention(q_BTHD, k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2), causal=True)
+
+
+def grouped_attention(
+    q_BTHD: Tensor,
+    k_BKSD: Tensor,
+    v_BKSD: Tensor,
+    *,
+    causal: bool = False,
+    mask_TS: Tensor | None = None,
+) -> Tensor:
+    """The device's own attention, [B, T, H*D]; ``mask_TS`` is True where a query may look."""
+    group = q_BTHD.shape[2] // k_BKSD.shape[1]
+    more = {}
+    if group > 1 and _KNOWS_GROUPS:
+        more = {"enable_gqa": True}
+    elif group > 1:
+        k_BKSD, v_BKSD = (x.repeat_interleave(group, dim=1) for x in (k_BKSD, v_BKSD))
     y_BHTD = F.scaled_dot_product_attention(
-        q_BTHD.transpose(1, 2),
-        k_BTKD.transpose(1, 2),
-        v_BTKD.transpose(1, 2),
-        is_causal=True,
-        enable_gqa=num_heads != k_BTKD.shape[2],
+        q_BTHD.transpose(1, 2), k_BKSD, v_BKSD, attn_mask=mask_TS, is_causal=causal, **more
     )
     return y_BHTD.transpose(1, 2).flatten(2)
 

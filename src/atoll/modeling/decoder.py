@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from atoll.model import Model
 from atoll.modeling import rotary
-from atoll.modeling.attention import attend, rotate
+from atoll.modeling.attention import attend, grouped_attention, rotate
 from atoll.modeling.functions import CrossEntropy, Projections, RMSNorm, SwiGLU, TiedEmbedding
 
 
@@ -56,15 +56,8 @@ class Cache:
         if first > 0 and num_tokens > 1:
             mask_TS = torch.ones(num_tokens, last, dtype=torch.bool, device=q_BTHD.device)
             mask_TS = mask_TS.tril(first)
-        y_BHTD = F.scaled_dot_product_attention(
-            q_BTHD.transpose(1, 2),
-            keys_BKSD,
-            values_BKSD,
-            attn_mask=mask_TS,
-            is_causal=mask_TS is None and num_tokens > 1,
-            enable_gqa=q_BTHD.shape[2] != k_BTKD.shape[2],
-        )
-        return y_BHTD.transpose(1, 2).flatten(2)
+        causal = mask_TS is None and num_tokens > 1
+        return grouped_attention(q_BTHD, keys_BKSD, values_BKSD, causal=causal, mask_TS=mask_TS)
 
 
 class Attention(nn.Module):
@@ -80,7 +73,8 @@ class Attention(nn.Module):
         self.output = Weight(model.width, num_query)
         self.query_norm = Weight(self.head_dim) if model.qk_norm else None
         self.key_norm = Weight(self.head_dim) if model.qk_norm else None
-        # Attention may keep what SwiGLU saves by computing its product again, and one more like it.
+        # Two arrays [N, F]: about what SwiGLU frees by computing its activation and product again,
+        # so that a step takes no more memory than plain autograd would.
         self.numbers_to_keep = 2 * model.ffn
 
     def forward(
