@@ -328,7 +328,7 @@ class Island:
             step,
             tensors=self._groups(),
             host=self.backend.host,
-            state={**state, "fingerprint": self.fingerprint()},
+            state=state,
         )
 
     def report_checkpoints(self) -> None:

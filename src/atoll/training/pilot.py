@@ -284,8 +284,13 @@ class Pilot:
         self.step = step
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the tensors."""
-        return {"step": self.step, "exponents": self.exponents.state()}
+        """What a checkpoint keeps beside the tensors; settle first."""
+        assert not self._pending_update
+        return {
+            "step": self.step,
+            "fingerprint": self.fingerprint,
+            "exponents": self.exponents.state(),
+        }
 
     # ------------------------------------------------------------------ a step
 

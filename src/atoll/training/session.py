@@ -14,7 +14,7 @@ from typing import Any, Literal
 import atoll
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, matched_model, prepare
-from atoll.errors import AtollError, InputError, Interrupted
+from atoll.errors import AtollError, CheckpointError, InputError, Interrupted
 from atoll.model import Model
 from atoll.recipe import Recipe
 from atoll.run import Events, Ledger, LedgerLine, RunFolder
@@ -178,6 +178,7 @@ class _Session:
         self.val_loss: float | None = None
         self.interrupted = threading.Event()
         self._saved_steps: set[int] = set()
+        self._not_kept = ""  # why the last checkpoint that failed did
         self._seconds_here = 0.0
         self._tokens_here = 0
 
@@ -344,9 +345,14 @@ class _Session:
         )
 
     def _save(self) -> None:
-        """Ask one island to write a checkpoint; steps go on meanwhile."""
+        """Ask one island to write a checkpoint; steps go on meanwhile.
+
+        Only weights that all islands hold are kept: had the writer alone other ones, the run would
+        end at the next step, and go on from them later.
+        """
         if self.pilot.step in self._saved_steps:
             return
+        self.pilot.settle()
         writer = next(iter(self.pilot.crew.members))
         state = {**self.pilot.state(), "loss": self.loss, "val_loss": self.val_loss}
         self.pilot.crew.tell("checkpoint", {writer: {"step": self.pilot.step, "state": state}})
@@ -356,7 +362,8 @@ class _Session:
         for name, message in self.pilot.crew.take("checkpointed", "checkpoint_failed"):
             self.events.append(message.kind, island=name, **message.fields)
             if message.kind == "checkpoint_failed":
-                self.display.say(message["reason"])
+                self._not_kept = str(message["reason"])
+                self.display.say(self._not_kept)
                 continue
             cadence = self.recipe.run
             checkpoint.prune(
@@ -425,6 +432,8 @@ class _Session:
         pilot.crew.tell_all("finish")
         pilot.crew.gather("finished")
         self._collect_checkpoints()
+        if pilot.step and pilot.step not in checkpoint.list_steps(self.folder.checkpoints_path):
+            raise CheckpointError(f"the end of the run was not kept: {self._not_kept}")
         state: Literal["finished", "interrupted", "stopped"] = "stopped"
         if at_end:
             state = "finished"
