@@ -159,13 +159,22 @@ class Flipping(Island):
     """Its memory loses a bit of a weight in the update of a step that is checkpointed."""
 
     def commit(self, *, step, scalars):
-        if step == 4:
+        if step == 6:
             self.weights["norm.weight"][3] += 2.0**-20
         super().commit(step=step, scalars=scalars)
 
 
+class Lagging(Island):
+    """Late to say what weights it holds after that update: time enough to keep the bad ones."""
+
+    def commit(self, *, step, scalars):
+        if step == 6:
+            time.sleep(1.0)
+        super().commit(step=step, scalars=scalars)
+
+
 def flips_in_a(argv):
-    return start(argv, Flipping, only="a")
+    return start(argv, Flipping if value_of(argv, "--name") == "a" else Lagging)
 
 
 def limited(full_at):
