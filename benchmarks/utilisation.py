@@ -3,18 +3,20 @@
 Utilisation = (FLOPs of the model's matrix products and causal attention, Model.flops_per_token)
 / (seconds of loss and gradients) / (best rate of a matrix product of the model's own shapes, kept
 up for a tenth of a second). Both are measured in turns in one process; the best of all rounds
-counts for each, because other work on the machine can only make a round slower.
+counts for each, because other work on the machine can only make a round slower. Beside it stands
+the median over the rounds of the utilisation within a round, and its range.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import torch
-from common import Report, arguments, cores, run_main, tell
+from common import Report, arguments, cores, run_main, spread, tell
 
 from atoll.model import Model
 from atoll.modeling import initial
@@ -73,6 +75,7 @@ class Measured:
     peak: float
     step_seconds: float
     flops: float
+    each_round: list[float]
 
     @property
     def utilisation(self) -> float:
@@ -86,19 +89,23 @@ def measure(width: int, threads: int, *, rounds: int, quick: bool) -> Measured:
     model = model_of(width, quick=quick)
     step = step_of(model)
     step()
-    best_step, best_rate = float("inf"), 0.0
+    steps, rates = [], []
     for _ in range(rounds):
-        best_step = min(best_step, seconds_of(step, repeats=1))
+        steps.append(min(seconds_of(step, repeats=1) for _ in range(3)))
+        best_rate = 0.0
         for flops, product in products(model):
             # As long as a step lasts, nearly: a lucky moment of the clock is no peak.
             repeats = max(1, round(_SUSTAINED / seconds_of(product, repeats=1)))
             best_rate = max(best_rate, flops / seconds_of(product, repeats=repeats))
+        rates.append(best_rate)
+    flops = model.flops_per_token() * LENGTH
     return Measured(
         width=width,
         threads=threads,
-        peak=best_rate,
-        step_seconds=best_step,
-        flops=model.flops_per_token() * LENGTH,
+        peak=max(rates),
+        step_seconds=min(steps),
+        flops=flops,
+        each_round=[flops / s / rate for s, rate in zip(steps, rates, strict=True)],
     )
 
 
@@ -152,7 +159,7 @@ def main() -> None:
         f"{LAYERS} layers, length {LENGTH}, vocabulary {VOCAB}, fp32, one sequence; loss and "
         "gradients, eager; best of "
         f"{rounds} rounds",
-        ["width", "threads", "best product", "step", "tokens/s", "utilisation"],
+        ["width", "threads", "best product", "step", "tokens/s", "utilisation", "within a round"],
         [
             [
                 m.width,
@@ -161,6 +168,7 @@ def main() -> None:
                 f"{m.step_seconds * 1e3:.0f} ms",
                 f"{LENGTH / m.step_seconds:,.0f}",
                 f"{m.utilisation:.3f}",
+                f"{statistics.median(m.each_round):.3f} ({spread(m.each_round)})",
             ]
             for m in found
         ],

@@ -42,7 +42,7 @@ def attend(
     if q_BTHD.device.type == "cpu" and num_tokens % QUERY_BLOCK == 0:
         numbers = num_heads * (num_tokens + QUERY_BLOCK) // 2
         keep = torch.is_grad_enabled() and numbers <= numbers_to_keep
-        return BlockedAttention.apply(q_BTHD, k_BTKD, v_BTKD, cos_TD, sin_TD, keep)  # type: ignore[no-untyped-call, no-any-return]
+        return BlockedAttention.apply(q_BTHD, k_BTKD, v_BTKD, cos_TD, sin_TD, keep)
     q_BTHD, k_BTKD = rotate(q_BTHD, cos_TD, sin_TD), rotate(k_BTKD, cos_TD, sin_TD)
     return grouped_attention(q_BTHD, k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2), causal=True)
 
@@ -70,7 +70,7 @@ def grouped_attention(
 
 def rotate(x_BTHD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     """Turn the pair (x[i], x[i + D/2]) of every head of x by its position's angle i."""
-    return Rotation.apply(x_BTHD, cos_TD.unsqueeze(1), sin_TD.unsqueeze(1))  # type: ignore[no-untyped-call, no-any-return]
+    return Rotation.apply(x_BTHD, cos_TD.unsqueeze(1), sin_TD.unsqueeze(1))
 
 
 class Rotation(torch.autograd.Function):
