@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from atoll.data.tokenizer import train_tokenizer
 from atoll.errors import InputError
 from atoll.model import Model
 from atoll.modeling import gguf as reader
-from atoll.modeling import initial, load_model, open_model
+from atoll.modeling import huggingface, initial, load_model, open_model
 from atoll.modeling.decoder import Decoder
 from atoll.modeling.sampling import TextStream, generate
 
@@ -186,7 +187,7 @@ def speaker() -> Any:
 
 @needs_smollm2
 def test_the_real_weights_have_the_known_loss(speaker: Any) -> None:
-    """3.3648 is what transformers' own GGUF loader gives on this passage (test_optional)."""
+    """3.3648 is what transformers' own GGUF loader gives on this passage."""
     ids = speaker.tokenizer.encode(PASSAGE).ids
     assert len(ids) == 77
     with torch.no_grad():
@@ -228,3 +229,24 @@ def test_the_real_model_answers(speaker: Any) -> None:
     found = generate(decoder, ids, max_tokens=20, temperature=0.0, stop_ids={stop})
     text = "".join(stream.push(token) for token in found) + stream.finish()
     assert text == "The capital of France is Paris."
+
+
+@needs_smollm2
+def test_the_real_model_exported_has_the_same_loss_in_transformers(
+    speaker: Any, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    decoder, tokenizer, model = speaker
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tensors = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
+    folder = tmp_path / "exported"
+    huggingface.write_folder(folder, model, tensors, tmp_path / "tokenizer.json", stop_ids=(2,))
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(PASSAGE, return_tensors="pt").input_ids
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    shutil.rmtree(folder)
+    with torch.no_grad():
+        loss = theirs(ids, labels=ids).loss.item()
+        ours = decoder.loss(ids).item() / 76
+    assert ids.shape == (1, 77)
+    assert loss == pytest.approx(3.3648, abs=1e-3)
+    assert ours == pytest.approx(loss, abs=1e-4)
