@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atoll.training.accumulator import BLOCK, Accumulator, IntegerSums, blocks, square_sum
@@ -17,6 +17,15 @@ SHAPES = {"a": (3, 5), "b": (7,), "c": (2, BLOCK // 2 + 3)}
 WIDTHS = (32, 64, 32)
 EXPONENTS = [12, 40, 9]
 HOST = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["one-core", "two-cores"])
+def num_threads(request):
+    """The host has one way of adding for lanes of one thread and one for more: the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 def accumulator():
@@ -52,7 +61,7 @@ for grain in gradients(1):
         REFERENCE.add(tensor, gradient.clone())
 
 
-@settings(max_examples=12)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.randoms(use_true_random=False), st.integers(1, 3))
 def test_no_order_and_no_partition_changes_a_sum(drawn, num_islands):
     work = [(grain, tensor) for grain in range(6) for tensor in range(3)]
@@ -181,6 +190,7 @@ def exact_squares(values, shift):
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_squares_are_exact(dtype, data):
     largest = data.draw(st.sampled_from([1, 2**14, 2**15, 2**20, LARGEST[dtype]]))
