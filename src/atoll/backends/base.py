@@ -134,7 +134,9 @@ class Backend:
         import torch
 
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        # The same as use_deterministic_algorithms, which first imports the compiler: a second and
+        # dozens of megabytes for every island.
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
         # torch fills every new tensor in this mode, to show reads of unset memory: costs time
         # and changes no bit of a program that never reads one.
         filling: Any = getattr(torch.utils, "deterministic", None)
