@@ -75,6 +75,10 @@ class Exit:
 
     status: int
 
+    def __str__(self) -> str:
+        killed = self.status < 0
+        return f"ended by signal {-self.status}" if killed else f"ended with status {self.status}"
+
 
 class Event(NamedTuple):
     """Something that happened to the island `name`."""
