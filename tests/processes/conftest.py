@@ -47,7 +47,7 @@ FLEETS = {
     "three-to-one": '[shares]\nmode = "fixed"\n[[island]]\nname = "a"\nshare = 3\n'
     '[[island]]\nname = "b"\nshare = 1\n',
     "three": '[[island]]\nname = "a"\n[[island]]\nname = "b"\n[[island]]\nname = "c"\n',
-    "reshare": '[shares]\nmode = "seeded"\nseed = 5\n'
+    "reshare": '[shares]\nmode = "seeded"\nseed = 1\n'
     '[[island]]\nname = "a"\n[[island]]\nname = "b"\n',
     "three-lanes": '[[island]]\nname = "a"\nlanes = 3\n',
     "two-kinds": '[shares]\nmode = "fixed"\n[[island]]\nname = "a"\nshare = 1\n'
@@ -97,12 +97,20 @@ class World:
     def resume(self, fleet, run, **options):
         return self.train(fleet, run, target=run, **options)
 
-    def audit(self, run, *, fleet=None, steps=8, **options):
+    def audit(self, run, *, fleet=None, steps=8, entry=None, **options):
         from atoll.training.audit import audit
+        from atoll.training.crewing import Starting
         from atoll.training.display import SilentDisplay
 
-        there = self.fleet(fleet) if fleet else None
-        return audit(run, display=SilentDisplay(), steps=steps, fleet=there, **options)
+        faulty = Starting(entry=f"training_faults:{entry}", python_path=[HERE])
+        return audit(
+            run,
+            display=SilentDisplay(),
+            steps=steps,
+            fleet=self.fleet(fleet) if fleet else None,
+            starting=faulty if entry else None,
+            **options,
+        )
 
     def pilot(self, fleet, run):
         """A pilot of slow islands in a process of its own."""

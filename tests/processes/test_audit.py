@@ -80,15 +80,17 @@ def test_a_false_digest_of_a_single_grain_is_found_where_a_kind_is_absent(
     run = copy_of(two_kinds)
     (line,) = [line for line in Ledger(run / "ledger.jsonl").read() if line.step == 5]
     grain, digest = line.probe["a"]
-    rewrite(run, 5, probe={**line.probe, "a": [grain, digest ^ 1]})
+    rewrite(
+        run,
+        5,
+        probe={**line.probe, "a": [grain, digest[:-1] + ("1" if digest[-1] == "0" else "0")]},
+    )
     result = world.audit(run, fleet="one")
     assert not result.ok and result.first_difference["step"] == 5
     assert str(grain) in result.first_difference["key"]
 
 
 def test_an_audit_draws_what_it_is_told(world, reference):
-    first = world.audit(reference.run, steps=2, seed=1)
-    assert first.ok and len(first.drawn) == 2 and set(first.drawn) <= set(first.steps)
     near = world.audit(reference.run, steps=8, within=1)
     assert near.ok and near.drawn == near.steps == [1, 3, 5, 7]
 
@@ -121,6 +123,17 @@ def test_a_changed_moment_in_a_checkpoint_is_found_in_the_next_step(world, refer
     result = world.audit(run)
     assert not result.ok and result.first_difference["step"] == 5
     assert result.first_difference["key"] == "fingerprint"
+
+
+def test_a_bug_that_the_run_had_is_found_by_sound_islands(world, tmp_path):
+    """And is not, where the same bug replays it: an audit needs other hands than the run."""
+    run = tmp_path / "run"
+    world.train("one", run, until=4, entry="overflow")
+    result = world.audit(run)
+    assert not result.ok and result.first_difference["step"] == 4
+    assert result.steps == [1, 2, 3]
+    again = world.audit(run, fleet="two", entry="overflow")
+    assert again.ok and again.steps == [1, 2, 3, 4]
 
 
 def test_a_changed_end_of_the_run_is_found(world, reference, copy_of):

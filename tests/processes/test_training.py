@@ -1,5 +1,6 @@
 """Real runs on real processes: the recipe decides the bits, the fleet only the time."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from atoll.errors import InputError
+from atoll.errors import InputError, IslandError
 from atoll.run import Events, Ledger, RunFolder
 from atoll.training import checkpoint
 from atoll.training.display import SilentDisplay
@@ -93,7 +94,8 @@ def test_any_fleet_of_one_kind_gives_the_same_bits(world, reference, tmp_path, f
     if fleet == "three-to-one":
         assert all(count["a"] > count["b"] for count in counts)
     if fleet == "reshare":
-        assert len({count.get("a", 0) for count in counts}) > 2, "shares must really change"
+        split = [count.get("a", 0) for count in counts]
+        assert {0, 6} <= set(split) and len(set(split)) > 3, "each island is idle in some step"
 
 
 def test_the_islands_of_a_run_are_of_one_kind_and_prove_it(reference, world):
@@ -179,28 +181,56 @@ def test_a_second_interrupt_leaves_at_once_and_nobody_stays(
 # Islands that dial in
 
 
-def dial_in(command):
-    arguments = command.split()
-    assert arguments[0] == "atoll"
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+class DialIn:
+    """Starts an island as the display says, with some of its words replaced."""
+
+    def __init__(self, display, wait_until):
+        told = wait_until(lambda: [text for text in display.said if "dials in" in text])
+        self.words = shlex.split(told[0].splitlines()[-1])
+        assert self.words[:2] == ["atoll", "island"]
+
+    def start(self, **changes):
+        words = list(self.words)
+        for flag, value in changes.items():
+            words[words.index(f"--{flag}") + 1] = value
+        return subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
 
 def test_an_island_that_dials_in_gives_the_same_bits(world, reference, tmp_path, wait_until):
+    """Strangers that come before it are told why they are not wanted, and change nothing."""
     display = Listening()
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(world.train, "dial-in", tmp_path / "run", display=display)
-        told = wait_until(lambda: [text for text in display.said if "dials in" in text])
-        with dial_in(told[0].splitlines()[-1].strip()) as island:
-            try:
-                result = running.result(HANG)
-                output, _ = island.communicate(timeout=HANG)
-            finally:
-                island.kill()
-        assert island.returncode == 0, output
+        command = DialIn(display, wait_until)
+        strangers = [command.start(name="z"), command.start(chip="cpu-compat")]
+        outputs = [stranger.communicate(timeout=HANG)[0] for stranger in strangers]
+        island = command.start()
+        result = running.result(HANG)
+        output, _ = island.communicate(timeout=HANG)
+    assert island.returncode == 0, output
+    assert [stranger.returncode for stranger in strangers] == [1, 1]
+    assert "no island 'z'" in outputs[0] and "cpu-compat" in outputs[1]
+    assert not any("Traceback" in text for text in outputs), outputs
     same_run(result, reference)
     assert all(count == {"a": 3, "b": 3} for count in shares_of(result))
+
+
+def test_an_island_that_dialled_in_and_died_is_named(world, tmp_path, wait_until, leaves_nobody):
+    display, run = Listening(), tmp_path / "run"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(world.train, "dial-in", run, display=display, entry="slow")
+        island = DialIn(display, wait_until).start()
+        wait_until(lambda: (run / "ledger.jsonl").exists() and ledger_of(run))
+        island.kill()
+        error = running.exception(HANG)
+        island.communicate()
+    assert isinstance(error, IslandError) and "island 'b' is gone" in str(error)
+    assert "launcher" in str(error), "its output is not here"
 
 
 # Two kinds
@@ -219,6 +249,16 @@ def test_two_kinds_hold_the_same_weights_after_every_step(two_kinds, reference):
     assert two_kinds.loss == pytest.approx(reference.loss, abs=0.02)
 
 
+def test_a_run_may_change_its_kinds_and_says_so(world, tmp_path):
+    """Three steps on two kinds, the rest on one: still replayable, no longer one kind's bits."""
+    run = tmp_path / "run"
+    world.train("two-kinds", run, until=3)
+    result = world.resume("two", run)
+    assert result.contract == "replicas identical, replayable"
+    audit = world.audit(run, fleet="two-kinds")
+    assert audit.ok and audit.steps == list(range(1, 9))
+
+
 # What the user got wrong
 
 
@@ -229,6 +269,13 @@ def test_a_run_folder_of_another_recipe_is_refused_naming_the_key(world, copy_of
         world.train("one", run, overrides=["optimizer.lr=0.5"])
     assert "0.5" in str(caught.value) and "0.01" in str(caught.value)
     assert {path: path.stat().st_mtime_ns for path in sorted(run.rglob("*"))} == before
+
+
+def test_a_folder_in_which_a_run_is_going_on_is_refused(world, copy_of, reference):
+    run = copy_of(reference)
+    RunFolder.open(run).set_status("stopped", step=8)
+    with RunFolder.open(run).lock(), pytest.raises(InputError, match="another process"):
+        world.resume("one", run)
 
 
 def test_until_beyond_the_run_is_refused_before_anything_is_written(world, tmp_path):

@@ -71,9 +71,8 @@ def test_an_overflow_is_computed_once_more_with_other_exponents(overflown, refer
     assert overflown.fingerprint != reference.fingerprint
 
 
-@pytest.mark.parametrize("fleet", ["two", "three-to-one"])
-def test_an_overflow_gives_the_same_bits_on_any_fleet(world, overflown, run, fleet):
-    result = world.train(fleet, run, entry="overflow")
+def test_an_overflow_gives_the_same_bits_on_any_fleet(world, overflown, run):
+    result = world.train("reshare", run, entry="overflow")
     assert [line.requantised for line in ledger_of(run)] == [0, 0, 0, 1, 0, 0, 0, 0]
     digests = [(line.exponents_digest, line.sum_digest) for line in ledger_of(run)]
     assert digests == [(s.exponents_digest, s.sum_digest) for s in ledger_of(overflown.run)]
@@ -108,7 +107,7 @@ def test_an_island_that_raises_shows_its_own_traceback(world, reference, run, le
 
 def test_an_island_that_is_killed_is_named_and_not_its_survivor(world, run, leaves_nobody):
     text = fails(world, run, "three", "dies_in_b", IslandError)
-    assert text.startswith("island 'b' is gone") and "-9" in text
+    assert text.startswith("island 'b' is gone (ended by signal 9)")
 
 
 def test_a_lane_that_computes_other_bits_each_time_is_refused(world, run, leaves_nobody):
