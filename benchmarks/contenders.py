@@ -29,16 +29,15 @@ class Stopped(Exception):
 
 
 class Pace:
-    """The child's side."""
+    """The child's side. It reports itself ready after `settling` steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, settling: int = 1) -> None:
         # Whatever a library prints goes to stderr; the pipe to the parent holds answers alone.
         self._answers = os.fdopen(os.dup(1), "w", encoding="ascii")
         os.dup2(2, 1)
-        self._wanted = 0
+        self._wanted = settling
         self._done = 0
         self._started = 0.0
-        self._facts: dict[str, Any] = {}
 
     def step_done(self, **facts: Any) -> None:
         """Call after every step; `facts` of the last step of a round go to the parent.
@@ -46,19 +45,21 @@ class Pace:
         Raises Stopped when there is nothing more to do.
         """
         now = time.perf_counter()
-        if self._wanted == 0:
-            self._answer({"ready": True})
-        elif self._done == self._wanted:
-            self._answer({"seconds": now - self._started, "facts": facts})
-        else:
-            self._done += 1
-            if self._done == 0:
-                self._started = now
+        self._done += 1
+        if self._done == 0:
+            self._started = now
+        if self._done < self._wanted:
             return
+        self._answer({"seconds": now - self._started, "facts": facts})
         text = sys.stdin.readline().strip()
         if not text or text == "stop":
             raise Stopped
         self._wanted, self._done = int(text), -1  # the next step is not counted
+
+    @property
+    def round_ends(self) -> bool:
+        """Whether the next call of `step_done` will wait."""
+        return self._done + 1 >= self._wanted
 
     def _answer(self, answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=self._answers, flush=True)
@@ -68,12 +69,12 @@ class PacedDisplay(SilentDisplay):
     """Lets `atoll`'s own training session run at a pace: a display that waits after a step."""
 
     def __init__(self, pace: Pace) -> None:
-        self._pace = pace
+        self.pace = pace
 
     def update(self, snapshot: Snapshot) -> None:
         """The step is committed; its update may still run, and is counted with the next step."""
         views = {view.name: view.grains for view in snapshot.islands}
-        self._pace.step_done(grains=views, loss=snapshot.loss)
+        self.pace.step_done(grains=views, loss=snapshot.loss)
 
 
 class Contender:
