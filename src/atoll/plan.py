@@ -123,6 +123,29 @@ class Plan(Noun):
             raise
         return plan
 
+    def as_fleet(self) -> Fleet:
+        """The islands of the plan as a fleet, for the record of a run."""
+        sites = dict.fromkeys(island.site for island in self.islands)
+        return Fleet.from_dict(
+            {
+                "shares": self.shares.model_dump(),
+                "site": [{"name": site} for site in sites],
+                "island": [
+                    {
+                        "name": island.name,
+                        "site": island.site,
+                        "chip": island.chip,
+                        "chips_per_node": island.devices,
+                        "threads": island.threads,
+                        "lanes": island.num_lanes,
+                        "start": island.start,
+                    }
+                    | ({} if island.share is None else {"share": island.share})
+                    for island in self.islands
+                ],
+            }
+        )
+
     def save(self, path: Path | str) -> None:
         """Writes the plan as canonical JSON with a final newline."""
         Path(path).write_bytes(canonical_json(self.as_dict()) + b"\n")

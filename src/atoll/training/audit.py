@@ -129,7 +129,7 @@ def audit(
         pilot = Pilot(recipe=recipe, model=recipe.model.with_vocab(data.vocab), crew=crew)
         pilot.prepare(
             vocab=data.vocab,
-            shards=str(data.folder),
+            shards={"folder": str(data.folder), "digest": data.digest},
             run=str(folder.path.resolve()),
             store_port=store_port,
         )
@@ -193,10 +193,8 @@ class _Replay:
     def _stretch(self, start: int, last: int) -> None:
         state = None
         if start:
-            saved = checkpoint.read(
-                self.folder.checkpoints_path, start, report=self.display.say, fall_back=False
-            )
-            state = saved.state
+            saved = checkpoint.read(self.folder.checkpoints_path, start, report=self.display.say)
+            start, state = saved.step, saved.state
         self.pilot.restore(start, state)
         for step in range(start + 1, last + 1):
             self.display.phase(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from atoll import facts
 from atoll.backends import of_chip
 from atoll.crew import wire
 from atoll.crew.local import LocalCrew
+from atoll.errors import InputError
 from atoll.plan import PlanIsland
 from atoll.training.display import Display
 from atoll.training.exchange import serve_store
@@ -79,9 +82,11 @@ def assemble(
 
     `folder` takes the token file. Leaving the context ends every process started here.
     """
-    token_file = folder / "token"
+    token_file = folder.resolve() / "token"
     token = wire.write_token_file(token_file)
     address = listen or "127.0.0.1:0"
+    _refuse_wildcard(address)
+    planned = {member.name: member for member in members}
     local = {member.name for member in members if not member.dials_in}
 
     def ended(name: str, status: int) -> None:
@@ -90,12 +95,15 @@ def assemble(
     def explain(name: str) -> str:
         return crew.log_tail(name) if name in local else "Its own launcher has its output."
 
+    def refuse(hello: Mapping[str, Any]) -> str | None:
+        return _why_not(planned, hello)
+
     def waiting(missing: list[str]) -> None:
         display.say(f"waiting for island {', '.join(missing)}")
 
     try:
         with (
-            wire.Listener(address, token=token) as listener,
+            wire.Listener(address, token=token, admit=refuse) as listener,
             LocalCrew(
                 entry=starting.entry,
                 logs=logs,
@@ -106,18 +114,42 @@ def assemble(
         ):
             for member in members:
                 arguments = _arguments(member, listener.address, token_file)
+                environment = facts.chip(member.chip).environment
                 if member.dials_in:
-                    command = " ".join(["atoll", *arguments])
+                    settings = [f"{key}={value}" for key, value in environment.items()]
+                    command = shlex.join([*settings, "atoll", *arguments])
                     display.say(f"island {member.name!r} dials in; start it with:\n  {command}")
                 else:
-                    crew.start(member.name, arguments, facts.chip(member.chip).environment)
+                    crew.start(member.name, arguments, environment)
             crewed = Crewed(listener, explain=explain)
-            crewed.admit({member.name: member.chip for member in members}, waiting=waiting)
+            crewed.admit(list(planned), waiting=waiting)
             store = serve_store(wire.parse_address(address)[0])
             yield crewed, store.port
             crew.wait(LAST_SAVE_SECONDS)  # whoever was told to finish may still be closing down
     finally:
         token_file.unlink(missing_ok=True)
+
+
+def _refuse_wildcard(address: str) -> None:
+    """InputError for an address that other islands could not dial."""
+    host, _ = wire.parse_address(address)
+    if host in ("0.0.0.0", "::", "*"):
+        raise InputError(
+            "islands cannot dial a wildcard address",
+            key="--listen",
+            value=address,
+            fix="give the address of this host by which the other islands reach it",
+        )
+
+
+def _why_not(planned: Mapping[str, MemberSpec], hello: Mapping[str, Any]) -> str | None:
+    """The reason to refuse an island that greets, or None."""
+    name, chip = str(hello.get("name")), (hello.get("facts") or {}).get("chip")
+    if name not in planned:
+        return f"the fleet has no island {name!r}; it has {', '.join(planned)}"
+    if chip != planned[name].chip:
+        return f"the fleet says that {name!r} is {planned[name].chip!r}; it dialled in as {chip!r}"
+    return None
 
 
 def _arguments(member: MemberSpec, address: str, token_file: Path) -> list[str]:

@@ -61,7 +61,7 @@ def trace(decoder: Decoder, tokens: Tensor) -> dict[str, Tensor]:
     handles = _watch_blocks(decoder, keep=keep, replace=None)
     try:
         loss = decoder.loss(tokens)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     finally:
         for handle in handles:
             handle.remove()

@@ -7,6 +7,7 @@ a bucket starts as soon as the last grain's backward pass has finished with its 
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +31,17 @@ TIMEOUT = timedelta(minutes=10)
 
 
 def serve_store(host: str) -> Any:
-    """The store by which islands find each other; lives in the pilot. Its port is `.port`."""
-    return _dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    """The store by which islands find each other, on `host` alone; lives in the pilot.
+
+    Its port is `.port`. It holds addresses of the islands' sockets and nothing else.
+    """
+    # Left to itself the store would listen on all interfaces.
+    family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+    listening = socket.create_server((host, 0), family=family)
+    port = listening.getsockname()[1]
+    return _dist.TCPStore(
+        host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+    )
 
 
 class Exchange:

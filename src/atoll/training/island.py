@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from atoll import backends
 from atoll.crew import wire
 from atoll.data.sampler import Sampler
-from atoll.data.shards import open_shards
+from atoll.data.shards import Shards, open_shards
 from atoll.digest import digest_of
-from atoll.errors import AtollError, CheckpointError
+from atoll.errors import AtollError, CheckpointError, InputError
 from atoll.modeling import initial
 from atoll.modeling.decoder import Decoder
 from atoll.recipe import Recipe
@@ -64,6 +64,7 @@ class Island:
         self._hosts = hosts  # (of this island, of the pilot), as this island sees them
         self.backend = backends.of_chip(chip)
         self.backend.prepare(threads=threads)
+        self.device_index = device_index
         self.device = self.backend.device(device_index)
         self._pool = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane")
         self._writer: checkpoint.Writer | None = None
@@ -77,7 +78,7 @@ class Island:
         recipe: dict[str, Any],
         vocab: int,
         widths: list[Any],
-        shards: str | None,
+        shards: dict[str, str] | None,
         run: str,
         store_port: int,
     ) -> None:
@@ -90,38 +91,20 @@ class Island:
         batch, context = self.recipe.batch, self.model.context
         if shards is not None:
             self.sampler = Sampler(
-                open_shards(Path(shards)),
+                _the_shards(shards),
                 seed=self.recipe.seed,
                 context=context,
                 sequences=batch.sequences,
                 grain=batch.grain,
             )
-        failed = self.backend.prove_exact()
+        failed = self.backend.prove_exact(self.device_index)
         self.updates_on_host = bool(failed) and self.device.type != "cpu"
-        shapes = self.model.tensors()
-        self.weights = {
-            name: torch.empty(shape, dtype=torch.float32, device=self.device)
-            for name, shape in shapes.items()
-        }
-        self.names = list(self.weights)
-        self.lanes = [
-            self.lane_type(self.model, weights=self.weights, device=self.device)
-            for _ in range(self.num_lanes)
-        ]
-        if self.updates_on_host:
-            updating = backends.named("cpu")
-            self.masters = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        else:
-            updating, self.masters = self.backend, self.weights
-        self.optimizer = AdamW(self.masters, square_root=updating.sqrt)
-        self._fill_initial()
-        self.accumulator = Accumulator(IntegerSums(shapes, widths, self.device))
-        self.exchanged = self.accumulator.sums  # alone, the own sums are the result
+        self._build(widths)
         self.exchange = Exchange(
             store_host=self._hosts[1], store_port=store_port, local_host=self._hosts[0]
         )
         probes, seconds = self._probe(batch.grain, context, vocab)
-        memory = self.backend.memory()
+        memory = self.backend.memory(self.device_index)
         self.send(
             "ready",
             lane_kind=self._kind(probes),
@@ -132,6 +115,27 @@ class Island:
             fingerprint=self.fingerprint(),
             memory={"free": memory.free, "total": memory.total},
         )
+
+    def _build(self, widths: list[Any]) -> None:
+        """Weights, the lanes that alias them, moments and sums."""
+        shapes = self.model.tensors()
+        self.weights = {
+            name: torch.empty(shape, dtype=torch.float32, device=self.device)
+            for name, shape in shapes.items()
+        }
+        self.names = list(self.weights)
+        self.lanes = [
+            self.lane_type(self.model, weights=self.weights, device=self.device)
+            for _ in range(self.num_lanes)
+        ]
+        updating, self.masters = self.backend, self.weights
+        if self.updates_on_host:
+            updating = _sound_host()
+            self.masters = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        self.optimizer = AdamW(self.masters, square_root=updating.sqrt)
+        self._fill_initial()
+        self.accumulator = Accumulator(IntegerSums(shapes, widths, self.device))
+        self.exchanged = self.accumulator.sums  # alone, the own sums are the result
 
     def _fill_initial(self) -> None:
         initial.fill(self.lanes[0].decoder, self.recipe.seed)  # its parameters are the weights
@@ -163,7 +167,7 @@ class Island:
                 f"the lanes of this {self.chip} island are not of one kind: probes {probes}"
             )
         return {
-            **self.backend.kind_facts(),
+            **self.backend.kind_facts(index=self.device_index),
             "chip": self.chip,
             "threads": self.threads,
             "compute": self.recipe.precision.compute,
@@ -229,6 +233,33 @@ class Island:
                 num_grains=len(grains),
             )
             added = self._open_exchange.added
+        results = self._compute(step, grains, probe_grain, added)
+        loads = [0] * len(self.names)
+        for result in results:
+            loads = [a + b for a, b in zip(loads, result.loads, strict=True)]
+        probe = [[r.grain, f"{r.digest:016x}"] for r in results if r.digest is not None]
+        self.send(
+            "result",
+            step=step,
+            attempt=attempt,
+            loads=pack_loads(loads),
+            losses=[[r.grain, r.loss] for r in results],
+            tokens=len(results) * self.recipe.batch.grain * self.model.context,
+            not_finite=[[r.grain, r.not_finite] for r in results if r.not_finite],
+            probe=probe[0] if probe else None,
+            sum_digest=self._digest(self.accumulator.sums),
+            lane_seconds=[r.seconds for r in results],
+            seconds=time.perf_counter() - started,
+        )
+
+    def _compute(
+        self,
+        step: int,
+        grains: list[int],
+        probe_grain: int | None,
+        added: Callable[[int], None] | None,
+    ) -> list[GrainResult]:
+        """The grains by all lanes, each taking the next one when it is free; in grain order."""
         work: queue.SimpleQueue[int] = queue.SimpleQueue()
         for grain in grains:
             work.put(grain)
@@ -247,24 +278,7 @@ class Island:
                 )
 
         results = [r for done in self._pool.map(compute, self.lanes[: len(grains)]) for r in done]
-        results.sort(key=lambda r: r.grain)
-        loads = [0] * len(self.names)
-        for result in results:
-            loads = [a + b for a, b in zip(loads, result.loads, strict=True)]
-        probe = [[r.grain, r.digest] for r in results if r.digest is not None]
-        self.send(
-            "result",
-            step=step,
-            attempt=attempt,
-            loads=pack_loads(loads),
-            losses=[[r.grain, r.loss] for r in results],
-            tokens=len(results) * self.recipe.batch.grain * self.model.context,
-            not_finite=[[r.grain, r.not_finite] for r in results if r.not_finite],
-            probe=probe[0] if probe else None,
-            sum_digest=self._digest(self.accumulator.sums),
-            lane_seconds=[r.seconds for r in results],
-            seconds=time.perf_counter() - started,
-        )
+        return sorted(results, key=lambda result: result.grain)
 
     def exchange_sums(self, *, step: int) -> None:
         """Finish the exchange into the second buffer; report the result's digest and squares."""
@@ -433,6 +447,30 @@ class Island:
         actions[message.kind](**message.fields)
         self.report_checkpoints()
         return message.kind != "finish"
+
+
+def _sound_host() -> backends.Backend:
+    """This host's own backend, for a chip that may not update; AtollError if it may not either."""
+    host = backends.named("cpu")
+    wrong = host.prove_exact()
+    if wrong:
+        raise AtollError(
+            "neither this chip nor its host rounds every operation of the update as IEEE 754 asks; "
+            f"the host fails {', '.join(wrong)}"
+        )
+    return host
+
+
+def _the_shards(expected: dict[str, str]) -> Shards:
+    """The run's token shards as this host sees them; InputError if they are others."""
+    shards = open_shards(Path(expected["folder"]))
+    if shards.digest != expected["digest"]:
+        raise InputError(
+            "these are not the token shards of this run",
+            file=shards.folder,
+            fix=f"copy those whose digest begins with {expected['digest'][:12]}",
+        )
+    return shards
 
 
 def main(argv: Sequence[str]) -> int:

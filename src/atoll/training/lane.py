@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atoll.model import Model
 from atoll.modeling.decoder import Decoder
@@ -56,13 +56,13 @@ class Lane:
             parameter.requires_grad_(True)
             parameter.register_post_accumulate_grad_hook(self._hook(index))
 
-    def _hook(self, index: int) -> Callable[[nn.Parameter], None]:
-        def take(parameter: nn.Parameter) -> None:
+    def _hook(self, index: int) -> Callable[[Tensor], None]:
+        def take(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             assert gradient is not None
             self._sink(index, gradient)
 
-        return take  # type: ignore[return-value]  # torch types the hook's argument as Tensor
+        return take
 
     def backward(self, tokens: np.ndarray, sink: Sink) -> float:
         """Summed loss of a grain (int64 token ids [sequences, context + 1]); gradients go to
@@ -71,7 +71,7 @@ class Lane:
         self._sink = sink
         try:
             loss = self.decoder.loss(torch.from_numpy(tokens).to(self.device))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return float(loss.detach().cpu())
         finally:
             self._sink = _refuse

@@ -13,7 +13,7 @@ import contextlib
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ from atoll.training.step import Totals, add_up, check_exchange, check_replicas, 
 
 MOST_ATTEMPTS = 8
 """Attempts at one step; each overflow lowers the exponents by what its loads demand."""
+WORD_SECONDS = 5.0
+"""Between two words about islands that are waited for."""
 SPEED_WINDOW = 8
 """Steps whose speeds decide the next split."""
 
@@ -72,21 +74,22 @@ class Crewed:
         self._late: list[tuple[str, wire.Message]] = []
         self._finished: set[str] = set()
 
-    def admit(self, names: Mapping[str, str], *, waiting: Callable[[list[str]], None]) -> None:
-        """Wait until every island of `names` (name -> chip) has dialled in."""
+    def admit(self, names: Sequence[str], *, waiting: Callable[[list[str]], None]) -> None:
+        """Wait until every island of `names` has dialled in; members keep the order of `names`."""
         self._names = set(names)
+        arrived: dict[str, Member] = {}
         last_word = time.monotonic()
-        while missing := [name for name in names if name not in self.members]:
+        while missing := [name for name in names if name not in arrived]:
             event = self._next(1.0)
-            if event is None:
-                if time.monotonic() - last_word > 5:
-                    waiting(missing)
-                    last_word = time.monotonic()
-                continue
-            name, what = event
-            if isinstance(what, wire.Arrival):
-                facts = what.hello["facts"]
-                self.members[name] = Member(name, facts["chip"], facts["lanes"], what.connection)
+            if event is None and time.monotonic() - last_word > WORD_SECONDS:
+                waiting(missing)
+                last_word = time.monotonic()
+            if event is not None and isinstance(event[1], wire.Arrival):
+                name, arrival = event[0], event[1]
+                told = arrival.hello["facts"]
+                arrived[name] = Member(name, told["chip"], told["lanes"], arrival.connection)
+        # Whoever comes first must not decide ranks, ranges or who writes checkpoints.
+        self.members = {name: arrived[name] for name in names}
 
     def _next(self, timeout: float | None = None) -> tuple[str, Any] | None:
         """The next event that is not the end of an island; None after `timeout` seconds.
@@ -194,10 +197,12 @@ def _turn_away(name: str, what: object) -> None:
 
 
 def _blame(what: object) -> int:
-    """How well an island's end explains what happened: 2 its own failure, 0 that of another."""
+    """How well an island's end explains what happened: 3 its own failure, 2 a signal, 0 that of
+    another.
+    """
     if isinstance(what, wire.Message):
-        return 0 if what.get("follows") else 2
-    return 1
+        return 0 if what.get("follows") else 3
+    return 2 if isinstance(what, wire.Exit) and what.status < 0 else 1
 
 
 class Pilot:
@@ -221,7 +226,7 @@ class Pilot:
 
     # ------------------------------------------------------------------ start
 
-    def prepare(self, *, vocab: int, shards: str, run: str, store_port: int) -> None:
+    def prepare(self, *, vocab: int, shards: dict[str, str], run: str, store_port: int) -> None:
         """Have every island build the model, prove itself and say its kind; then form the group.
 
         IslandError for one whose arithmetic would let its weights drift from the others'.
@@ -236,8 +241,13 @@ class Pilot:
                 )
         self.form_group()
 
-    def introduce(self, *, vocab: int, shards: str | None, run: str, store_port: int) -> None:
-        """Have every island build the model with its initial weights and present itself."""
+    def introduce(
+        self, *, vocab: int, shards: dict[str, str] | None, run: str, store_port: int
+    ) -> None:
+        """Have every island build the model with its initial weights and present itself.
+
+        `shards` names the folder and the digest of the token shards; None where no text is read.
+        """
         crew = self.crew
         crew.tell_all(
             "prepare",

@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,42 +23,10 @@ from atoll.training.display import Display, IslandView, Snapshot
 from atoll.training.interruption import interruptible
 from atoll.training.metrics import Metrics
 from atoll.training.pilot import Pilot
+from atoll.training.result import TrainResult
 from atoll.training.target import Target, resolve
 
 DEFAULT_CACHE = Path.home() / ".cache" / "atoll"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """Where a run stands after `train`; `exit_code` is 130 after an interruption that saved."""
-
-    run: Path
-    step: int
-    total_steps: int
-    loss: float | None
-    val_loss: float | None
-    bits_per_byte: float | None
-    tokens: int
-    tokens_per_second: float
-    fingerprint: str
-    contract: str
-    islands: dict[str, Any]
-    exit_code: int = 0
-
-    def json(self) -> dict[str, Any]:
-        """The keys of the contract."""
-        return {
-            "run": str(self.run),
-            "step": self.step,
-            "loss": self.loss,
-            "val_loss": self.val_loss,
-            "bits_per_byte": self.bits_per_byte,
-            "tokens": self.tokens,
-            "tokens_per_second": self.tokens_per_second,
-            "fingerprint": self.fingerprint,
-            "contract": self.contract,
-            "islands": self.islands,
-        }
 
 
 def train(
@@ -92,8 +59,17 @@ def train(
     if found.folder is None and run is not None and RunFolder.is_run(run):
         RunFolder.open(run).check_recipe(found.recipe)  # before any text is read
     data = prepare(
-        found.recipe.data, cache=cache or DEFAULT_CACHE, base=found.base, progress=display.phase
+        found.recipe.data,
+        cache=(cache or DEFAULT_CACHE).resolve(),
+        base=found.base,
+        progress=display.phase,
     )
+    if found.plan.recipe_digest not in (None, found.recipe.digest(data.digest)):
+        raise InputError(
+            "this plan was made for another text or recipe: its recipe_digest differs",
+            file=target,
+            fix="make a new plan, or remove recipe_digest from this one",
+        )
     matched_model(found.recipe.model, data)
     sampler = sampler_of(found.recipe, data)  # raises before a folder is made
     folder = found.folder or _open_or_create(found, data, run)
@@ -224,7 +200,7 @@ class _Session:
         pilot = self.pilot
         pilot.prepare(
             vocab=self.model.vocab or 0,
-            shards=str(self.data.folder),
+            shards={"folder": str(self.data.folder), "digest": self.data.digest},
             run=str(self.folder.path.resolve()),
             store_port=store_port,
         )
@@ -250,14 +226,18 @@ class _Session:
 
     def _note_kinds(self) -> None:
         """Kinds are proved now: write them down, and say if the run's earlier steps had others."""
-        before = dict(self.folder.record.kinds)
-        kinds = {**before, **self.pilot.kinds()}
-        if before and self.pilot.step and len(kinds) > 1 and self.contract == "bitwise":
+        kinds = {**self.folder.record.kinds, **self.pilot.kinds()}
+        lines = self.ledger.read()
+        used = {line.kinds[name] for line in lines for name in line.grains}
+        if len(used | set(self.pilot.kinds())) > 1 and self.contract == "bitwise":
             self.contract = "replicas identical, replayable"
             self.display.say(
                 "other kinds computed earlier steps: the bits depend on who computed what"
             )
         self.folder.update(kinds=kinds, contract=self.contract, fleet=self.fleet.as_dict())
+        digest = self.folder.record.recipe_digest
+        plan = self.plan.model_copy(update={"recipe_digest": digest, "contract": self.contract})
+        plan.save(self.folder.path / "plan.json")
 
     def _resume(self) -> None:
         """Take up the newest good checkpoint and cut the ledger back to it."""
@@ -339,7 +319,10 @@ class _Session:
             return
         wanted = self.recipe.run.validation_sequences or available
         self.val_loss = self.pilot.validate(min(wanted, available))
-        checkpoint.record_loss(self.folder.checkpoints_path, self.pilot.step, self.val_loss)
+        try:
+            checkpoint.record_loss(self.folder.checkpoints_path, self.pilot.step, self.val_loss)
+        except OSError as error:  # only the choice of the best checkpoint needs it
+            self.display.say(f"the validation loss could not be noted: {error}")
         self.metrics.record(
             self.pilot.step, val_loss=self.val_loss, bits_per_byte=self._bits_per_byte()
         )
@@ -494,5 +477,5 @@ class _Session:
             fingerprint=fingerprint,
             contract=self.contract,
             islands=islands,
-            exit_code=Interrupted.exit_code if self.interrupted.is_set() else 0,
+            exit_code=Interrupted.exit_code if step < self.last_step else 0,
         )

@@ -97,6 +97,12 @@ def check_replicas(step: int, fingerprints: Mapping[str, str]) -> str:
     values = list(fingerprints.values())
     common = max(set(values), key=lambda value: (values.count(value), value == values[0]))
     odd = [name for name, value in fingerprints.items() if value != common]
+    if odd and len(fingerprints) == 2:
+        raise IslandError(
+            f"after step {step} the weights of {_names(list(fingerprints))} differ, and with two "
+            "of them there is no telling which is wrong. The run stops here; "
+            "`atoll doctor` tells whether a chip computes right."
+        )
     if odd:
         raise IslandError(
             f"after step {step} the weights of {_names(odd)} differ from the others' "

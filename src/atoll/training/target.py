@@ -52,6 +52,8 @@ def resolve(target: str, *, fleet: Path | None, overrides: Sequence[str]) -> Tar
         recipe, base = Recipe.load(path, overrides), path.parent
     if fleet is not None:
         crew = Fleet.load(fleet)
+    elif plan is not None:
+        crew = plan.as_fleet()
     elif folder is not None and folder.fleet() is not None:
         crew = folder.fleet() or this_machine()
     else:
