@@ -88,11 +88,11 @@ class OptimizerSpec(Noun):
     """AdamW with decoupled weight decay; `clip` bounds the gradient's norm, 0 = no clipping."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: float = Field(gt=0, examples=[1e-3])
+    lr: float = Field(gt=0, le=1e6, examples=[1e-3])
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, le=1e6)
     clip: float = Field(default=1.0, ge=0)
 
 

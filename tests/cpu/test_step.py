@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.crew import wire
-from atoll.errors import IslandError
+from atoll.errors import IslandError, NonFiniteError
 from atoll.training.digests import PRIME
 from atoll.training.exponents import load_of, pack_loads
 from atoll.training.pilot import Crewed
-from atoll.training.step import add_up, check_exchange, check_replicas, not_finite
+from atoll.training.step import add_up, check_exchange, check_replicas, finite, not_finite
 
 magnitudes = st.floats(min_value=0.0, max_value=2.0**127, width=32)
 
@@ -73,6 +73,13 @@ def test_grains_that_are_not_finite_are_named_with_step_island_and_tensor():
 
 def answer(digest, squares=((4, 0),)):
     return {"sum_digest": digest, "squares": [list(s) for s in squares]}
+
+
+def test_a_validation_loss_that_is_none_ends_the_run():
+    assert finite(3, 4.5) == 4.5
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(NonFiniteError, match="after step 3 the loss on the held-out text"):
+            finite(3, bad)
 
 
 def test_a_bad_exchange_names_its_island():

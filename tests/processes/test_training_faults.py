@@ -94,6 +94,13 @@ def test_a_grain_that_is_never_finite_ends_the_run_and_names_itself(
     goes_on(world, run, "one", reference)
 
 
+def test_a_validation_loss_that_is_none_ends_the_run(world, reference, run, leaves_nobody):
+    text = fails(world, run, "one", "diverged", NonFiniteError)
+    assert "after step 4" in text and "held-out" in text
+    assert kept(run) == [2], "weights that have diverged are not kept"
+    goes_on(world, run, "one", reference)
+
+
 # Islands that fail
 
 

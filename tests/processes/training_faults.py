@@ -96,6 +96,17 @@ def not_finite(argv):
     return start(argv, with_lane(NotFinite))
 
 
+class Diverged(Lane):
+    """Weights with which the held-out text has no loss."""
+
+    def loss_only(self, tokens):
+        return super().loss_only(tokens) * float("nan")
+
+
+def diverged(argv):
+    return start(argv, type("DivergedIsland", (Island,), {"lane_type": Diverged}))
+
+
 class Raising(WatchedLane):
     def plant(self, index, gradient):
         if self.step == 4:

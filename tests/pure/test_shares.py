@@ -55,6 +55,7 @@ def test_three_to_one_and_the_largest_remainders():
     assert shares.by_weight(8, {"a": 3, "b": 1}) == {"a": 6, "b": 2}
     assert shares.by_weight(10, {"a": 1, "b": 1, "c": 1}) == {"a": 4, "b": 3, "c": 3}
     assert shares.by_weight(7, {"a": 0.5, "b": 0.3, "c": 0.2}) == {"a": 4, "b": 2, "c": 1}
+    assert shares.by_weight(7, {"a": 0.2, "b": 0.3, "c": 0.5}) == {"a": 1, "b": 2, "c": 4}
 
 
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(0, 2**40), st.integers(1, 10**6))

@@ -61,8 +61,7 @@ def gradient_norm(squares: Iterable[tuple[int, int, int]], *, tokens: int) -> fl
     terms = [(total, 2 * (shift - exponent)) for total, shift, exponent in squares if total]
     if not terms:
         return 0.0
-    lowest = min(power for _, power in terms)
-    lowest -= lowest % 2  # an even power has an exact square root
+    lowest = min(power for _, power in terms)  # even, so its square root is exact
     total = 0
     for value, power in terms:
         total += value << (power - lowest)

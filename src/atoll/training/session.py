@@ -24,6 +24,7 @@ from atoll.training.interruption import interruptible
 from atoll.training.metrics import Metrics
 from atoll.training.pilot import Pilot
 from atoll.training.result import TrainResult
+from atoll.training.step import finite
 from atoll.training.target import Target, resolve
 
 DEFAULT_CACHE = Path.home() / ".cache" / "atoll"
@@ -318,7 +319,7 @@ class _Session:
         if not available:
             return
         wanted = self.recipe.run.validation_sequences or available
-        self.val_loss = self.pilot.validate(min(wanted, available))
+        self.val_loss = finite(self.pilot.step, self.pilot.validate(min(wanted, available)))
         try:
             checkpoint.record_loss(self.folder.checkpoints_path, self.pilot.step, self.val_loss)
         except OSError as error:  # only the choice of the best checkpoint needs it

@@ -65,6 +65,16 @@ def not_finite(step: int, results: Mapping[str, Mapping[str, Any]]) -> NonFinite
     )
 
 
+def finite(step: int, val_loss: float) -> float:
+    """The validation loss itself; NonFiniteError if the weights of `step` give none."""
+    if not math.isfinite(val_loss):
+        raise NonFiniteError(
+            f"after step {step} the loss on the held-out text is {val_loss}: the weights have "
+            "diverged. A lower optimizer.lr or a longer schedule.warmup usually help."
+        )
+    return val_loss
+
+
 def check_exchange(
     step: int, totals: Totals, answers: Mapping[str, Mapping[str, Any]]
 ) -> Sequence[Sequence[int]]:
