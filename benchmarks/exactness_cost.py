@@ -12,13 +12,7 @@ time of one thread where the system tells it: waiting for a core that others hol
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-import numpy as np
 import torch
 from common import (
     QUICKSTART,
@@ -33,19 +27,13 @@ from common import (
     sampler_of,
     shape_of,
 )
+from exact import Clock, ExactLoop, Sampled
 from plain import PlainLoop
 from torch import Tensor
 
-from atoll import backends, facts
+from atoll import facts
 from atoll.recipe import Recipe
-from atoll.training import exponents as exp
-from atoll.training import scalars
-from atoll.training.accumulator import Accumulator, IntegerSums, square_sum
-from atoll.training.digests import add_digests, combine_sha256, sum_digest, tensor_bytes_sha256
 from atoll.training.lane import Lane
-from atoll.training.optimizer import AdamW
-
-Sampled = Callable[[int, int], np.ndarray]
 
 # Bytes of main memory that a parameter costs in one grain, beside the gradient's own write.
 HOST_PLAIN = 12  # read the gradient, read and write the fp32 sum
@@ -57,105 +45,6 @@ DEVICE_INT32 = 4 + 8 + 8 + 8 + 12
 DEVICE_INT64 = 4 + 8 + 8 + 12 + 24
 DEVICE_FUSED = 12
 UTILISATION = 0.4
-
-
-class Clock:
-    """Seconds by part, of the step being measured and of all before."""
-
-    def __init__(self) -> None:
-        self.now: dict[str, float] = defaultdict(float)
-        self.steps: list[dict[str, float]] = []
-        self.read = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add what the block takes to a part."""
-        started = self.read()
-        yield
-        self.now[name] += self.read() - started
-
-    def close_step(self) -> None:
-        """One step is complete."""
-        self.steps.append(dict(self.now))
-        self.now.clear()
-
-    def median(self, name: str) -> float:
-        """Median seconds a step of one part."""
-        return statistics.median(step.get(name, 0.0) for step in self.steps)
-
-
-class Exact:
-    """One lane's step with the parts of `atoll.training`."""
-
-    def __init__(self, recipe: Recipe, model: object, lane: Lane, clock: Clock) -> None:
-        self.recipe, self.lane, self.clock = recipe, lane, clock
-        self.weights = {name: p.data for name, p in lane.decoder.named_parameters()}
-        shapes = {name: tuple(w.shape) for name, w in self.weights.items()}
-        head = "head.weight" if "head.weight" in shapes else "embedding.weight"
-        widths = exp.choose_widths(
-            list(shapes), head=head, num_grains=recipe.num_grains, accumulator="auto"
-        )
-        self.accumulator = Accumulator(IntegerSums(shapes, widths, torch.device("cpu")))
-        self.exponents = exp.Exponents.fresh(widths)
-        self.optimizer = AdamW(self.weights, square_root=backends.of_chip("cpu").sqrt)
-        self.num_steps = 0
-
-    def step(self, sample: Sampled) -> None:
-        """One whole step, timed by part."""
-        clock, recipe, sums = self.clock, self.recipe, self.accumulator.sums
-        self.num_steps += 1
-        with clock.part("start"):
-            self.accumulator.start(self.exponents.current)
-        loads = [0] * len(self.weights)
-        maxima: list[Tensor] = [torch.zeros(())] * len(self.weights)
-        probe = self.num_steps % recipe.num_grains  # its own digest goes into the ledger
-        for grain in range(recipe.num_grains):
-
-            def add(index: int, gradient: Tensor, digest: bool = grain == probe) -> None:
-                with clock.part("accumulate"):
-                    maxima[index], _ = self.accumulator.add(index, gradient, digest=digest)
-
-            tokens = sample(self.num_steps, grain)
-            with clock.part("whole grains"):
-                self.lane.backward(tokens, add)
-            with clock.part("accumulate"):
-                values = torch.stack(maxima).tolist()
-                found = map(exp.load_of, values, self.exponents.current)
-                loads = [a + b for a, b in zip(loads, found, strict=True)]
-        with clock.part("digest of the sums"):
-            add_digests(sum_digest(view, tensor=i) for i, view in enumerate(sums.views))
-        with clock.part("norm"):
-            squares = [square_sum(view) for view in sums.views]
-        if self.exponents.measured:
-            assert not self.exponents.overflown(loads), "an overflow would cost a second attempt"
-            self._update(squares)
-            self.exponents.commit(loads)
-        else:
-            self.exponents.current = self.exponents.retry(loads)
-            self.exponents.levels = [
-                [31 - exp.RETRY_HEADROOM_BITS - k for k in self.exponents.current]
-            ]
-        clock.close_step()
-
-    def _update(self, squares: list) -> None:
-        clock, recipe, current = self.clock, self.recipe, self.exponents.current
-        num_tokens = recipe.tokens_per_step
-        terms = [(s.total, s.shift, k) for s, k in zip(squares, current, strict=True)]
-        norm = scalars.gradient_norm(terms, tokens=num_tokens)
-        values = scalars.update_scalars(
-            self.num_steps,
-            lr=recipe.optimizer.lr,
-            clip=scalars.clip_factor(norm, recipe.optimizer.clip),
-            tokens=num_tokens,
-            exponents=current,
-            optimizer=recipe.optimizer,
-        )
-        with clock.part("update"):
-            for index, name in enumerate(self.weights):
-                view = self.accumulator.sums.views[index]
-                self.optimizer.update(name, view, scale=values.scale[index], scalars=values)
-        with clock.part("fingerprint"):
-            combine_sha256({n: tensor_bytes_sha256(w) for n, w in self.weights.items()})
 
 
 class Plain:
@@ -227,7 +116,7 @@ def measure(recipe: Recipe, options: argparse.Namespace, report: Report) -> None
         weights = {name: p.data for name, p in loop.decoder.named_parameters()}
         return Lane(model, weights=weights, device=torch.device("cpu")), loop
 
-    exact = Exact(recipe, model, lane()[0], ours)
+    exact = ExactLoop(recipe, lane()[0], ours)
     plain = Plain(recipe, *lane(), theirs)
     for index in range(options.steps + 2):  # the first measures exponents, the second warms up
         exact.step(sample)
