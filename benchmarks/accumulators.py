@@ -1,14 +1,15 @@
 """What integer sums lose, for 8 to 32,768 grains a step, and whether it is felt.
 
-First part: the share of non-zero gradient entries of a grain that round to nothing, by kind of tensor,
-with int32 and with int64 sums, at the exponents that the trainer would choose. More grains need more
-room above a single grain, so each keeps fewer bits. The gradients are those of real text on a model
-that has trained for some steps; there are 32 different grains, and for larger steps their loads are
-taken as often as it needs (the loads of more different grains would be much the same: each is the
-largest entry of a tensor, added up). "Of the gradient" is the lost part of the squared norm.
+First part: the share of non-zero gradient entries of a grain that round to nothing, by kind of
+tensor, with int32 and with int64 sums, at the exponents that the trainer would choose. More
+grains need more room above a single grain, so each keeps fewer bits. The gradients are those of
+real text on a model that has trained for some steps; there are 32 different grains, and for
+larger steps their loads are taken as often as it needs (the loads of more different grains would
+be much the same: each is the largest entry of a tensor, added up). "Of the gradient" is the lost
+part of the squared norm.
 
-Second part: the validation loss after equal steps with int32, int64 and plain fp32 sums, for steps of
-as many grains as can be trained here: a small model on tiny grains.
+Second part: the validation loss after equal steps with int32, int64 and plain fp32 sums, for
+steps of as many grains as can be trained here: a small model on tiny grains.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """One island with all cores against the Hugging Face Trainer and against a plain PyTorch loop.
 
 Claim: at least 1.2 x the tokens a second of the Trainer with its own LlamaForCausalLM of the same
-shape, and at least 1.0 x those of a plain loop over our own decoder. All train in fp32 on the same batch
-(a grain is the Trainer's batch of a device, the grains of a step are its gradient accumulation), with
-the same number of threads, on tokens that are ready in memory. Ours goes through `atoll train`'s own
-session: island processes, ledger, digests, fingerprints. Start-up is not counted.
+shape, and at least 1.0 x those of a plain loop over our own decoder. All train in fp32 on the
+same batch (a grain is the Trainer's batch of a device, the grains of a step are its gradient
+accumulation), with the same number of threads, on tokens that are ready in memory. Ours goes
+through `atoll train`'s own session: island processes, ledger, digests, fingerprints. Start-up is
+not counted.
 
 The contenders are alive at once and compute in turn; a ratio is the median over the rounds.
 """

@@ -1,7 +1,7 @@
 """What the benchmarks share: arguments, the head and the table of a result, recipes and token data.
 
-A result is printed as Markdown, so that it can go into docs/benchmarks.md as it is. No script fails
-because a claim was missed: it says so in its last line.
+A result is printed as Markdown, so that it can go into docs/benchmarks.md as it is. No script
+fails because a claim was missed: it says so in its last line.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def processor() -> str:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip()
 
 

@@ -1,10 +1,10 @@
 """Contenders that take turns: each is a process of its own that pauses between its rounds.
 
 A machine's speed moves while one measures, so two programs are compared by rounds in turn (A B C,
-C B A, ...), all alive at once, one computing at a time. The child calls `Pace.step_done` after every
-step of its own loop; there it waits until it is told how many steps to run next. The first step of a
-round is not counted: caches and clocks come back, and work that a step leaves behind is paid for by
-the round it belongs to.
+C B A, ...), all alive at once, one computing at a time. The child calls `Pace.step_done` after
+every step of its own loop; there it waits until it is told how many steps to run next. The first
+step of a round is not counted: caches and clocks come back, and work that a step leaves behind is
+paid for by the round it belongs to.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One lane's exact step with the parts of `atoll.training`, in one process and with a clock.
 
-What it is: the arithmetic of a run (integer sums, exponents, digests, norm, update, fingerprint) in
-the order of a step. What it is not: islands, a ledger, an exchange; scripts that need those go through
-`atoll.training.session`.
+What it is: the arithmetic of a run (integer sums, exponents, digests, norm, update, fingerprint)
+in the order of a step. What it is not: islands, a ledger, an exchange; scripts that need those go
+through `atoll.training.session`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """What exactness costs: integer sums, digests, integer norm, exact AdamW and fingerprints, by part.
 
-Claim: at 2,048 tokens a grain the step takes at most 3 % longer than with plain fp32 accumulation,
-`clip_grad_norm_` and torch's fused AdamW on the same gradients of the same decoder.
+Claim: at 2,048 tokens a grain the step takes at most 3 % longer than with plain fp32
+accumulation, `clip_grad_norm_` and torch's fused AdamW on the same gradients of the same decoder.
 
-A step's forward and backward passes vary by more than that from one run to the next, so the parts are
-timed where they happen, inside a step: each gradient is handed over by autograd as in training, once
-to our accumulator and once to a plain fp32 sum. Both kinds of step are run in turn. Times are processor
-time of one thread where the system tells it: waiting for a core that others hold is not counted.
+A step's forward and backward passes vary by more than that from one run to the next, so the parts
+are timed where they happen, inside a step: each gradient is handed over by autograd as in
+training, once to our accumulator and once to a plain fp32 sum. Both kinds of step are run in
+turn. Times are processor time of one thread where the system tells it: waiting for a core that
+others hold is not counted.
 """
 
 from __future__ import annotations
@@ -198,9 +199,10 @@ def elsewhere(report: Report) -> None:
             ]
         )
     report.table(
-        "Extra time of the sums on chips that `atoll chips` knows, derived, not measured: extra bytes / "
-        f"bandwidth against 6 FLOP a parameter and token at {UTILISATION:.0%} of the dense bf16 speed, "
-        "dense models. A fused kernel moves the bytes of plain fp32 sums and costs nothing here.",
+        "Extra time of the sums on chips that `atoll chips` knows, derived, not measured: the bytes "
+        "beyond those of plain fp32 sums / bandwidth, against 6 FLOP a parameter and token at "
+        f"{UTILISATION:.0%} of the dense bf16 speed, with one kernel an operation. (int32 in one "
+        "fused kernel moves no byte more than plain fp32 sums.)",
         [
             "chip",
             "FLOP a byte",

@@ -1,8 +1,9 @@
 """Whether exact training learns as plain fp32 training does.
 
-Claim: after the quickstart's steps the validation loss of `atoll train` is within 0.02 nats of a plain
-fp32 AdamW loop over the same grains (same sampler, initial weights, schedule and decoder), and it is at
-most 2.7 bits per byte on held-out Shakespeare. Both curves are printed. Nothing here is timed.
+Claim: after the quickstart's steps the validation loss of `atoll train` is within 0.02 nats of a
+plain fp32 AdamW loop over the same grains (same sampler, initial weights, schedule and decoder),
+and it is at most 2.7 bits per byte on held-out Shakespeare. Both curves are printed. Nothing here
+is timed.
 """
 
 from __future__ import annotations

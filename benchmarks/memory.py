@@ -1,9 +1,9 @@
 """Peak memory of one island against a plain loop for the same grain.
 
 Claim: at most 1.3 x. The island is the process that `atoll train` starts (one lane of one thread:
-weights, moments, integer sums, digests, fingerprints, update); the plain fp32 loop is a process over
-the same decoder (weights, moments, `.grad`). Peak is the largest resident size that the system saw,
-less the size after the imports, which is shown.
+weights, moments, integer sums, digests, fingerprints, update); the plain fp32 loop is a process
+over the same decoder (weights, moments, `.grad`). Peak is the largest resident size that the
+system saw, less the size after the imports, which is shown.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """A mixed fleet against the sum of its parts.
 
-Claim: two islands of unlike kinds (chips cpu and cpu-compat, one lane of one thread each) together
-reach at least 0.93 of the tokens a second that each reaches alone, added up, at 32 and 64 grains a
-step. A fleet whose two islands compute equal shares is shown beside it.
+Claim: two islands of unlike kinds (chips cpu and cpu-compat, one lane of one thread each)
+together reach at least 0.93 of the tokens a second that each reaches alone, added up, at 32 and
+64 grains a step. A fleet whose two islands compute equal shares is shown beside it.
 
-Alone means: one island, the other core idle. Two busy cores also share caches, memory and clock, and no
-way of splitting the work could give that back; so each island is also measured alone while the other
-core copies memory for nobody. The claim is against the plain figure.
+Alone means: one island, the other core idle. Two busy cores also share caches, memory and clock,
+and no way of splitting the work could give that back; so each island is also measured alone while
+the other core copies memory for nobody. The claim is against the plain figure.
 """
 
 from __future__ import annotations

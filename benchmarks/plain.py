@@ -1,8 +1,8 @@
 """The peer that a person would write by hand: a plain fp32 PyTorch loop over our decoder.
 
-Same decoder, same initial weights, same grains in the same order, same schedule. Gradients add up in
-`.grad`, `clip_grad_norm_` takes the norm, `torch.optim.AdamW` (fused) updates. It is as quick as we can
-make it: the summed loss is differentiated, and the mean is taken once a step.
+Same decoder, same initial weights, same grains in the same order, same schedule. Gradients add up
+in `.grad`, `clip_grad_norm_` takes the norm, `torch.optim.AdamW` (fused) updates. It is as quick
+as we can make it: the summed loss is differentiated, and the mean is taken once a step.
 """
 
 from __future__ import annotations
