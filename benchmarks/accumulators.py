@@ -59,7 +59,7 @@ def main() -> None:
     """Both parts."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--warm-steps", type=int, default=60, help="training before the gradients")
-    parser.add_argument("--steps", type=int, default=100, help="steps of the second part")
+    parser.add_argument("--steps", type=int, default=60, help="steps of the second part")
     options = parser.parse_args()
     torch.set_num_threads(1)
     report = Report("Integer sums against fp32 sums", quick=options.quick)
@@ -87,7 +87,7 @@ def show_lost(options: argparse.Namespace, report: Report) -> None:
     recipe = recipe_of(QUICKSTART)
     pool, counts = POOL, NUM_GRAINS
     if options.quick:
-        recipe = recipe_of(TINY, "data.tokenizer={train = 512}")
+        recipe = recipe_of(TINY)
         pool, counts = 4, (8, 32768)
     data = data_of(recipe, options.cache)
     gradients = pool_of_gradients(recipe, options, pool)

@@ -42,7 +42,7 @@ ENDLESS = "schedule.steps=100000"
 SHAPES: dict[str, tuple[Path, tuple[str, ...]]] = {
     "width-384": (QUICKSTART, (*WIDTH_384, "batch.sequences=16", "batch.grain=4")),
     "quickstart": (QUICKSTART, ()),
-    "tiny": (TINY, ("data.tokenizer={train = 512}", "batch.sequences=8")),
+    "tiny": (TINY, ("batch.sequences=8")),
 }
 STEPS = {"width-384": 2, "quickstart": 12, "tiny": 3}
 BATCHES_IN_MEMORY = 64

@@ -100,7 +100,7 @@ def recipe_for(options: argparse.Namespace) -> Recipe:
     """8 grains of 4 sequences of 512 tokens, or the quickstart's own batch."""
     if options.quick:
         options.steps = 1
-        return recipe_of(TINY, "data.tokenizer={train = 512}", "batch.sequences=4")
+        return recipe_of(TINY, "batch.sequences=4")
     if options.shape == "quickstart":
         return recipe_of(QUICKSTART)
     return recipe_of(QUICKSTART, *WIDTH_384, "batch.sequences=32", "batch.grain=4")
@@ -199,7 +199,7 @@ def elsewhere(report: Report) -> None:
             ]
         )
     report.table(
-        "Extra time of the sums on chips that `atoll chips` knows, derived, not measured: the bytes "
+        "Extra time of the sums on chips that `atoll chips` knows, derived, not measured: bytes "
         "beyond those of plain fp32 sums / bandwidth, against 6 FLOP a parameter and token at "
         f"{UTILISATION:.0%} of the dense bf16 speed, with one kernel an operation. (int32 in one "
         "fused kernel moves no byte more than plain fp32 sums.)",

@@ -58,7 +58,7 @@ def main() -> None:
     path, overrides = QUICKSTART, ["run.validation_sequences=0", "run.checkpoint_every=100000"]
     if options.quick:
         path, options.steps = TINY, 4
-        overrides += ["data.tokenizer={train = 512}", "schedule.warmup=1", "run.validate_every=2"]
+        overrides += ["schedule.warmup=1", "run.validate_every=2"]
     if options.steps:
         overrides.append(f"schedule.steps={options.steps}")
     recipe = recipe_of(path, *overrides)

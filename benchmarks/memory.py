@@ -43,7 +43,7 @@ def settings(options: argparse.Namespace) -> tuple[Path, list[str]]:
     """A recipe file and its overrides: a step of four grains of the wanted size."""
     length = [f"schedule.steps={STEPS}", "schedule.warmup=1"]
     if options.quick:
-        return TINY, ["data.tokenizer={train = 512}", "batch.sequences=8", *length]
+        return TINY, ["batch.sequences=8", *length]
     sizes = [f"batch.sequences={4 * options.grain}", f"batch.grain={options.grain}"]
     return QUICKSTART, [*WIDTH_384, *sizes, *length]
 

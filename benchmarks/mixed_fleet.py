@@ -58,7 +58,6 @@ def recipe_for(options: argparse.Namespace) -> tuple[Path, list[str]]:
         "schedule.steps=100000",
         "run.checkpoint_every=100000",
         "run.validate_every=100000",
-        *(["data.tokenizer={train = 512}"] if options.quick else []),
     ]
 
 
