@@ -62,6 +62,7 @@ class World:
 
     def __init__(self, folder):
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.recipe = folder / "small.toml"
         self.recipe.write_text(RECIPE)
         self.cache = folder / "cache"
@@ -138,6 +139,12 @@ def reference(world):
 def two_kinds(world):
     """The result of a run on two unlike kinds of lanes."""
     return world.train("two-kinds", world.folder / "two-kinds")
+
+
+@pytest.fixture
+def new_world():
+    """Makes a world of its own in a folder, with the same text."""
+    return World
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Real runs on real processes: the recipe decides the bits, the fleet only the time."""
 
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,18 @@ def test_a_run_stopped_anywhere_goes_on_on_another_fleet(world, reference, tmp_p
         state = RunFolder.open(run).record.status.state
         assert state == ("stopped" if until else "finished")
     same_run(result, reference)
+
+
+def test_a_run_needs_no_text_any_more_once_it_has_its_tokens(new_world, tmp_path, reference):
+    own = new_world(tmp_path / "world")
+    run = tmp_path / "run"
+    own.train("one", run, until=3)
+    shutil.rmtree(own.folder / "texts")
+    assert own.resume("one", run).fingerprint == reference.fingerprint
+    shutil.rmtree(own.cache)
+    RunFolder.open(run).set_status("stopped", step=8)
+    with pytest.raises(InputError, match="texts"):
+        own.resume("one", run)
 
 
 def test_a_finished_run_is_left_as_it_is(world, copy_of, reference):

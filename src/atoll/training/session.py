@@ -13,6 +13,7 @@ from typing import Any, Literal
 import atoll
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, matched_model, prepare
+from atoll.data.storage import damage_of, open_shards
 from atoll.errors import AtollError, CheckpointError, InputError, Interrupted
 from atoll.model import Model
 from atoll.recipe import Recipe
@@ -59,12 +60,7 @@ def train(
         raise InputError("a run is resumed in its own folder", file=run, fix="leave --run out")
     if found.folder is None and run is not None and RunFolder.is_run(run):
         RunFolder.open(run).check_recipe(found.recipe)  # before any text is read
-    data = prepare(
-        found.recipe.data,
-        cache=(cache or DEFAULT_CACHE).resolve(),
-        base=found.base,
-        progress=display.phase,
-    )
+    data = _text_of(found, cache or DEFAULT_CACHE, display)
     if found.plan.recipe_digest not in (None, found.recipe.digest(data.digest)):
         raise InputError(
             "this plan was made for another text or recipe: its recipe_digest differs",
@@ -87,6 +83,19 @@ def train(
             display.say(f"this run finished at step {total}; nothing is left to train")
             return session.finished_result()
         return session.run(listen=listen, starting=starting or Starting())
+
+
+def _text_of(found: Target, cache: Path, display: Display) -> Shards:
+    """The token shards: a run that has begun keeps its own while they are sound."""
+    if found.folder is not None:
+        recorded = found.folder.record.shards
+        if damage_of(Path(recorded.folder), display.phase) is None:
+            shards = open_shards(Path(recorded.folder))
+            if shards.digest == recorded.digest:
+                return shards
+    return prepare(
+        found.recipe.data, cache=cache.resolve(), base=found.base, progress=display.phase
+    )
 
 
 def sampler_of(recipe: Recipe, data: Shards) -> Sampler:
