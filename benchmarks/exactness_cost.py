@@ -199,7 +199,7 @@ def elsewhere(report: Report) -> None:
             ]
         )
     report.table(
-        "Extra time of the sums on chips that `atoll chips` knows, derived, not measured: bytes "
+        "Extra time of the sums on the chips of `facts`, derived, not measured: bytes "
         "beyond those of plain fp32 sums / bandwidth, against 6 FLOP a parameter and token at "
         f"{UTILISATION:.0%} of the dense bf16 speed, with one kernel an operation. (int32 in one "
         "fused kernel moves no byte more than plain fp32 sums.)",

@@ -112,7 +112,7 @@ def train_ours(
 
 def train_plain(recipe: Recipe, options: argparse.Namespace) -> Curve:
     """The plain loop over the same grains, validated at the same steps on the same windows."""
-    torch.set_num_threads(cores())
+    torch.set_num_threads(1)  # its grains are small; more threads would mostly wait for each other
     data = data_of(recipe, options.cache)
     sampler = sampler_of(recipe, data)
     loop = PlainLoop(recipe, model_of(recipe, data))
