@@ -175,7 +175,7 @@ def show_trained(options: argparse.Namespace, report: Report) -> None:
             exact = recipe_of(path, *overrides, length, f"exact.accumulator={width}")
             losses[width] = trained(exact, options)
         plain = losses["fp32"]
-        difference = [f"{losses[width] - plain:+.4f}" for width in ("int32", "int64")]
+        difference = [f"{losses[width] - plain:+.1e}" for width in ("int32", "int64")]
         rows.append([num_grains, *(f"{loss:.4f}" for loss in losses.values()), *difference])
     title = f"Validation loss, nats a token, after {options.steps} steps: "
     title += shape_of(recipe, data_of(recipe, options.cache)).split(";")[0] + ", 32 tokens a grain."

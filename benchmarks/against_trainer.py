@@ -8,11 +8,14 @@ through `atoll train`'s own session: island processes, ledger, digests, fingerpr
 not counted.
 
 The contenders are alive at once and compute in turn; a ratio is the median over the rounds.
+The last column is processor time, which other work on the machine moves less; a thread that waits
+for others in a loop counts as work there.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from pathlib import Path
 
@@ -101,8 +104,12 @@ def compare(shape: str, options: argparse.Namespace, report: Report) -> None:
     rows = []
     for key, contender in contenders.items():
         ratio = f"{median_ratio(rates['lanes'], rates[key]):.2f}"
-        rows.append([contender.name, f"{contender.rate:,.0f}", spread(contender.rates), ratio])
+        work = f"{statistics.median(contender.core_seconds):.3f}"
+        rows.append(
+            [contender.name, f"{contender.rate:,.0f}", spread(contender.rates), ratio, work]
+        )
     head = ["contender", "tokens/s (median)", "rounds", "ours, lanes / this"]
+    head.append("core-seconds a 1,000 tokens")
     report.table(f"{shape}: {shape_of(recipe, data)}.", head, rows)
     for key, bound in (("trainer", 1.2), ("plain", 1.0)):
         value = median_ratio(rates["lanes"], rates[key])

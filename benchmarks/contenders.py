@@ -24,6 +24,21 @@ from common import tell
 from atoll.training.display import SilentDisplay, Snapshot
 
 
+def core_seconds(process: int) -> float:
+    """Processor seconds of a process and all that live below it; 0 where the system is no Linux.
+
+    What others do on the machine moves this far less than it moves the time on the wall.
+    """
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+        children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    user, system = text.rsplit(")", 1)[1].split()[11:13]
+    own = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return own + sum(core_seconds(int(child)) for child in children.split())
+
+
 class Stopped(Exception):
     """The parent has seen enough; unwinds a contender's loop."""
 
@@ -37,7 +52,7 @@ class Pace:
         os.dup2(2, 1)
         self._wanted = settling
         self._done = 0
-        self._started = 0.0
+        self._started = self._worked = 0.0
 
     def step_done(self, **facts: Any) -> None:
         """Call after every step; `facts` of the last step of a round go to the parent.
@@ -47,10 +62,11 @@ class Pace:
         now = time.perf_counter()
         self._done += 1
         if self._done == 0:
-            self._started = now
+            self._started, self._worked = now, core_seconds(os.getpid())
         if self._done < self._wanted:
             return
-        self._answer({"seconds": now - self._started, "facts": facts})
+        worked = core_seconds(os.getpid()) - self._worked
+        self._answer({"seconds": now - self._started, "core_seconds": worked, "facts": facts})
         text = sys.stdin.readline().strip()
         if not text or text == "stop":
             raise Stopped
@@ -84,6 +100,7 @@ class Contender:
         self.name = name
         self.tokens_per_step = tokens_per_step
         self.rates: list[float] = []
+        self.core_seconds: list[float] = []  # for a thousand tokens
         self.facts: dict[str, Any] = {}
         self._command = list(command)
         self._process: subprocess.Popen[str] | None = None
@@ -105,6 +122,9 @@ class Contender:
         answer = self._receive()
         rate = num_steps * self.tokens_per_step / float(answer["seconds"])
         self.rates.append(rate)
+        self.core_seconds.append(
+            1000.0 * float(answer["core_seconds"]) / (num_steps * self.tokens_per_step)
+        )
         self.facts = answer["facts"]
         tell(f"  {self.name}: {rate:,.0f} tokens/s")
         return rate
