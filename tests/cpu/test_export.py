@@ -1,6 +1,7 @@
 """A run's model taken out: exported, imported, spoken with; real shards, checkpoints, files."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -59,6 +60,7 @@ def run(tmp_path_factory):
         contract="bitwise",
         base=base,
     )
+    shutil.copyfile(shards.tokenizer_path, folder.tokenizer_path)
     model = matched_model(recipe.model, shards)
     for step in (2, 4):
         save(folder.path, model, step)
