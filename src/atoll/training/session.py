@@ -173,7 +173,6 @@ class _Session:
         checkpoint.remove_leftovers(self.folder.checkpoints_path)
         self.display.phase("starting the islands", None)
         with (
-            interruptible(self.interrupted, self.display),
             assemble(
                 self.members,
                 folder=self.folder.path,
@@ -182,6 +181,8 @@ class _Session:
                 listen=listen,
                 starting=starting,
             ) as (crew, store_port),
+            # Only now is there something to save: while islands are waited for, Ctrl-C just ends.
+            interruptible(self.interrupted, self.display),
         ):
             self.pilot = Pilot(recipe=self.recipe, model=self.model, crew=crew)
             self._announce_bits()
