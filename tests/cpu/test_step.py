@@ -187,6 +187,34 @@ def test_an_island_may_leave_after_it_has_finished():
         assert islands.crew.take("checkpointed") == []
 
 
+def test_an_exit_may_be_seen_before_the_goodbye():
+    """The process is watched on another way than its words take; a busy machine swaps the two."""
+    with Islands("a") as islands:
+        islands.listener.events.put(wire.Event("a", wire.Exit(status=0)))
+        timer = threading.Timer(0.2, islands.ends["a"].send, ["finished"])
+        timer.start()
+        assert set(islands.crew.gather("finished")) == {"a"}
+        timer.join()
+
+
+def test_an_exit_without_a_goodbye_is_an_error_whatever_its_status():
+    for status in (0, 1, -9):
+        with Islands("a") as islands:
+            islands.listener.events.put(wire.Event("a", wire.Exit(status=status)))
+            islands.ends["a"].close()
+            with pytest.raises(IslandError, match="island 'a' is gone"):
+                islands.crew.gather("finished")
+
+
+def test_an_island_that_exits_before_it_dials_is_an_error():
+    listener = wire.Listener("127.0.0.1:0", token="t")
+    crew = Crewed(listener, explain=lambda name: "(its log)")
+    listener.events.put(wire.Event("a", wire.Exit(status=0)))
+    with pytest.raises(IslandError, match="its log"):
+        crew.admit(["a"], waiting=lambda missing: None)
+    listener.close()
+
+
 def test_a_stranger_with_the_token_is_told_and_does_no_harm():
     """An island of another name, started by mistake, must not end a run of hours."""
     with Islands("a", "stranger", admitted=["a"]) as islands:

@@ -108,6 +108,8 @@ class Crewed:
                 self._finished.add(name)
             if not _is_end(what):
                 return name, what
+            if isinstance(what, wire.Exit) and what.status == 0 and name in self.members:
+                continue  # its goodbye may still be on the wire; the wire's end comes after it
             if name not in self._finished:
                 raise self._why_gone(name, what)
 
