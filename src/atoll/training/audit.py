@@ -1,5 +1,6 @@
 """Audit: compute steps of a finished or running run again and compare them with its ledger.
- A replay begins at the nearest kept checkpoint (or at the initial weights) and gives every grain to
+
+A replay begins at the nearest kept checkpoint (or at the initial weights) and gives every grain to
 a lane of the kind that computed it. Compared are, for each replayed step, the exponents, the digest
 of the summed integers, the loss and the norm, and the fingerprint of the weights that the step
 began with, so that the fingerprint after the last replayed step is compared too. Where a kind is

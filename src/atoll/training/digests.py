@@ -1,5 +1,6 @@
 """Digests of integer sums (they add up) and fingerprints of weights (they do not have to).
- A sum digest is linear modulo the prime 2**61 - 1: the digests of the islands' sums add up to the
+
+A sum digest is linear modulo the prime 2**61 - 1: the digests of the islands' sums add up to the
 digest of the exchanged sum, so a bad exchange is found without moving the gradients again, and the
 island whose result is bad is named. An element x[r, c] of a tensor, laid out in rows of `ROW`
 elements, counts with the factor weight[c] * weight(tensor, r). The inner sums over a row are

@@ -1,5 +1,6 @@
 """One grain taken apart: every layer computed on another's inputs, so that errors do not travel.
- The reference computes a grain and keeps, for each stage (the embedding, each block, the head),
+
+The reference computes a grain and keeps, for each stage (the embedding, each block, the head),
 what goes in and the gradient that comes back. The subject computes each stage from the reference's
 input and the reference's gradient, so a wrong stage shows in that stage alone and not in all that
 follow.

@@ -1,5 +1,6 @@
 """The power-of-two scale of every tensor's integer gradient sum, and the rule for overflow.
- Pure integers, no torch: the pilot decides, the islands obey. A grain's gradient `g` of a tensor
+
+Pure integers, no torch: the pilot decides, the islands obey. A grain's gradient `g` of a tensor
 with exponent `k` is added as round(g * 2**k). For every tensor an island reports the *load* of its
 grains, the integer sum over grains of ceil(max|g| * 2**k). Loads add up across islands to the same
 number whoever computed what, and the load bounds every partial sum, so

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from atoll.errors import Interrupted
-from atoll.training.display import Display
 
 
 @contextmanager
-def interruptible(interrupted: threading.Event, display: Display) -> Iterator[None]:
+def interruptible(interrupted: threading.Event) -> Iterator[None]:
     """Ctrl-C once: finish the step, save, leave. Twice: leave at once; the islands die too."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -24,7 +23,8 @@ def interruptible(interrupted: threading.Event, display: Display) -> Iterator[No
         if interrupted.is_set():
             os._exit(Interrupted.exit_code)
         interrupted.set()
-        display.say("stopping after this step and saving; press Ctrl-C again to leave at once")
+        # Not through a display: a signal may land in the middle of its own writing.
+        os.write(2, b"\nstopping after this step and saving; press Ctrl-C again to leave at once\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

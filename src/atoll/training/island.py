@@ -1,6 +1,6 @@
-"""An island: one process that dials the pilot, computes the grains it is given and holds the
-weights.
- It obeys a small set of messages (`Island.handle`): prepare, join, restore, assign, exchange,
+"""An island: one process that dials the pilot, holds the weights and computes its grains.
+
+It obeys a small set of messages (`Island.handle`): prepare, join, restore, assign, exchange,
 commit, validate, fingerprint, checkpoint, finish. It decides nothing that could change a bit of the
 run. Started by `atoll island` from any launcher, or forked by the local crew through the same
 `main`.

@@ -137,9 +137,13 @@ class Lane:
 
 
 def probe_tokens(*, sequences: int, context: int, vocab: int) -> np.ndarray:
-    """Token ids [sequences, context + 1] of the probe grain: a fixed pattern, no data needed."""
+    """Token ids [sequences, context + 1] of the probe grain: a fixed pattern, no data needed.
+
+    The counts are scattered by a multiplication (Knuth's hash), so that all the vocabulary is met.
+    """
     count = np.arange(sequences * (context + 1), dtype=np.int64)
-    return ((count * 7919 + count * count * 31) % vocab).reshape(sequences, context + 1)
+    scattered = (count * 2654435761 % 2**32) >> 8
+    return (scattered % vocab).reshape(sequences, context + 1)
 
 
 def _refuse(_index: int, _gradient: Tensor) -> None:

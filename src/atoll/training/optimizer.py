@@ -7,7 +7,8 @@ With q the exchanged integers of a tensor and the scalars of `scalars.UpdateScal
     m = flush(m * beta1 + g * (1 - beta1))
     v = flush(v * beta2 + (g * g) * (1 - beta2))
     w = flush(w * decay - (m * step_size) / (sqrt(v * inverse_correction2) + eps))
- Each line is separate mul, add, sub, tensor/tensor div, square root and int -> fp32 conversion: no
+
+Each line is separate mul, add, sub, tensor/tensor div, square root and int -> fp32 conversion: no
 `alpha=` (a fused multiply-add on some chips), no lerp or addcmul, no division by a scalar
 (compilers turn it into a product), and the square root comes from the backend, which knows how to
 round it. `flush` turns |x| <= 2**-96 into +0 by compare-and-select, because chips treat denormals

@@ -1,10 +1,11 @@
 """The pilot: the one process that hands out grains and commits steps. It never touches a tensor.
- The life of a step: assign -> (islands compute) -> judge (finite? overflow?) -> exchange -> compare
+
+The life of a step: assign -> (islands compute) -> judge (finite? overflow?) -> exchange -> compare
 -> **ledger line, synced: the commit** -> update. Before that line the step is open and may be
 computed again; after it every island that lives has it. The fingerprint of the weights after step s
 arrives with s + 1 and stands in that line.
- `Pilot` runs steps; where they come from (a recipe's schedule, or an audit's replay) is its
-caller's.
+
+`Pilot` runs steps; where they come from (a schedule, an audit's replay) is its caller's.
 """
 
 from __future__ import annotations

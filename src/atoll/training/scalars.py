@@ -1,5 +1,6 @@
 """The numbers that the pilot computes: learning rate, norm, clip and the factors of the update.
- Only + - x / of IEEE doubles, integers and exact comparisons: no libm (whose cosine differs between
+
+Only + - x / of IEEE doubles, integers and exact comparisons: no libm (whose cosine differs between
 machines), no `sum` (which is compensated from Python 3.12 on and is not before). Each result is
 rounded once to fp32 and stands in the ledger.
 """

@@ -182,7 +182,7 @@ class _Session:
                 starting=starting,
             ) as (crew, store_port),
             # Only now is there something to save: while islands are waited for, Ctrl-C just ends.
-            interruptible(self.interrupted, self.display),
+            interruptible(self.interrupted),
         ):
             self.pilot = Pilot(recipe=self.recipe, model=self.model, crew=crew)
             self._announce_bits()
@@ -347,7 +347,8 @@ class _Session:
         if self.pilot.step in self._saved_steps:
             return
         self.pilot.settle()
-        writer = next(iter(self.pilot.crew.members))
+        # One that runs here, if any does: the run folder is here.
+        writer = min(self.members, key=lambda member: member.dials_in).name
         state = {**self.pilot.state(), "loss": self.loss, "val_loss": self.val_loss}
         self.pilot.crew.tell("checkpoint", {writer: {"step": self.pilot.step, "state": state}})
         self._saved_steps.add(self.pilot.step)
