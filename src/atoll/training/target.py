@@ -55,25 +55,44 @@ def resolve(target: str, *, fleet: Path | None, overrides: Sequence[str]) -> Tar
     elif plan is not None:
         crew = plan.as_fleet()
     elif folder is not None and folder.fleet() is not None:
-        crew = folder.fleet() or this_machine()
+        crew = folder.fleet() or this_machine(recipe)
     else:
-        crew = this_machine()
+        crew = this_machine(recipe)
     if plan is None or fleet is not None:
         plan = plan_trivially(recipe, crew)
     return Target(plan=plan, recipe=recipe, fleet=crew, base=base.resolve(), folder=folder)
 
 
-def this_machine() -> Fleet:
-    """A fleet of this machine's own accelerators, or of its CPU cores as lanes of one thread."""
+SMALL_GRAIN = 4e9
+"""FLOP of a grain a layer below which lanes are better processes than threads of one."""
+
+
+def this_machine(recipe: Recipe | None = None) -> Fleet:
+    """A fleet of this machine's own accelerators, or of its CPU cores with one thread a lane.
+
+    The cores form one island whose lanes are threads that share the weights, unless the recipe's
+    grains are so small that the threads would wait for one another's Python code: then each core
+    is an island. The bits are the same.
+    """
     backend = backends.here()
-    if backend.device_type == "cpu":
-        lanes = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        chip = "cpu"
-    else:
-        lanes = backend.num_devices()
+    if backend.device_type != "cpu":
         chip = backend.name if backend.name in facts.chips() else "here"
-    return Fleet.from_dict({"island": [{"name": "here", "chip": chip, "lanes": lanes}]})
+        lanes = backend.num_devices()
+        return Fleet.from_dict({"island": [{"name": "here", "chip": chip, "lanes": lanes}]})
+    cores = _num_cores()
+    if recipe is None or cores == 1 or _work_a_layer(recipe) >= SMALL_GRAIN:
+        return Fleet.from_dict({"island": [{"name": "here", "lanes": cores}]})
+    return Fleet.from_dict({"island": [{"name": f"core-{i}"} for i in range(cores)]})
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _work_a_layer(recipe: Recipe) -> float:
+    """FLOP of a grain's forward and backward pass in one layer; without the head."""
+    model = recipe.model.with_vocab(1)
+    tokens = recipe.batch.grain * model.context
+    return tokens * model.flops_per_token() / model.layers
