@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainSerializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, field_validator, model_validator
 
 from atoll import facts, strict, units
 from atoll.digest import digest_of
@@ -23,6 +23,19 @@ HERE = "here"
 """The site of islands that name none: the machine that runs the command."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+
+
+def _known_chip(value: str) -> str:
+    """The name itself; InputError with the nearest one if the facts hold no such chip."""
+    try:
+        facts.chip(value)
+    except InputError as error:
+        error.key = None
+        raise
+    return value
+
+
+ChipName = Annotated[str, AfterValidator(_known_chip)]
 
 
 class Site(Noun):
@@ -90,23 +103,13 @@ class Island(Noun):
 
     name: Name
     site: str = HERE
-    chip: str = Field(default="cpu")
+    chip: ChipName = "cpu"
     nodes: Count = 1
     chips_per_node: Count = 1
     threads: int = Field(default=1, ge=1, le=4096)
     lanes: Count | None = None
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
-
-    @field_validator("chip")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        try:
-            facts.chip(value)
-        except InputError as error:
-            error.key = None
-            raise
-        return value
 
     @property
     def num_chips(self) -> int:

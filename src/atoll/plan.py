@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from atoll import facts, strict
+from atoll import strict
 from atoll.digest import canonical_json
 from atoll.errors import InputError
-from atoll.fleet import Fleet, Name, Shares
+from atoll.fleet import ChipName, Fleet, Name, Shares
 from atoll.model import Count
 from atoll.recipe import Recipe
 from atoll.strict import SCHEMA, Noun
@@ -29,7 +29,7 @@ class PlanIsland(Noun):
     """
 
     name: Name
-    chip: str = "cpu"
+    chip: ChipName = "cpu"
     site: str = "here"
     devices: Count = 1
     threads: Count = 1
@@ -37,16 +37,6 @@ class PlanIsland(Noun):
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
     stages: list[Any] = []
-
-    @field_validator("chip")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        try:
-            facts.chip(value)
-        except InputError as error:
-            error.key = None
-            raise
-        return value
 
     @field_validator("layout")
     @classmethod

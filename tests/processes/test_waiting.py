@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from atoll.cli import main
+
 FLEET = '[[island]]\nname = "far"\nstart = "dial-in"\n'
 
 
@@ -34,3 +38,14 @@ def test_ctrl_c_ends_a_run_that_waits_for_an_island(tmp_path: Path, examples: Pa
         assert pilot.wait(60) == 130
     assert not (run / "token").exists()
     assert not list((run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:4711", "nowhere", "127.0.0.1:x"])
+def test_an_address_that_nobody_can_dial_is_refused_and_nothing_written(
+    address: str, tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    recipe = str(examples / "recipes" / "tiny.toml")
+    assert main(["train", recipe, "--listen", address, "--run", str(run)]) == 2
+    assert address in capsys.readouterr().err
+    assert not run.exists()

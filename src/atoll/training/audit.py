@@ -17,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from atoll.data.shards import open_shards
-from atoll.errors import CheckFailed, InputError
+from atoll.data.shards import matched_model, open_shards
+from atoll.errors import InputError
 from atoll.fleet import Fleet
 from atoll.plan import plan_trivially
 from atoll.run import Ledger, LedgerLine, RunFolder
@@ -127,9 +127,10 @@ def audit(
             starting=starting or Starting(),
         ) as (crew, store_port),
     ):
-        pilot = Pilot(recipe=recipe, model=recipe.model.with_vocab(data.vocab), crew=crew)
+        model = matched_model(recipe.model, data)
+        pilot = Pilot(recipe=recipe, model=model, crew=crew)
         pilot.prepare(
-            vocab=data.vocab,
+            vocab=model.resolved_vocab,
             shards={"folder": str(data.folder), "digest": data.digest},
             run=str(folder.path.resolve()),
             store_port=store_port,
@@ -282,12 +283,6 @@ class _Replay:
 
     def _note(self, step: int, key: str, ledger: object, found: object) -> None:
         self.result.first_difference = {"step": step, "key": key, "ledger": ledger, "found": found}
-
-
-def require_ok(result: AuditResult) -> None:
-    """Raise CheckFailed (exit code 1) with the text of a failed audit."""
-    if not result.ok:
-        raise CheckFailed(result.text())
 
 
 def _spans(steps: Sequence[int]) -> str:

@@ -83,9 +83,7 @@ def assemble(
     `folder` takes the token file. Leaving the context ends every process started here.
     """
     token_file = folder.resolve() / "token"
-    token = wire.write_token_file(token_file)
     address = listen or "127.0.0.1:0"
-    _refuse_wildcard(address)
     planned = {member.name: member for member in members}
     local = {member.name for member in members if not member.dials_in}
 
@@ -102,6 +100,7 @@ def assemble(
         display.say(f"waiting for island {', '.join(missing)}")
 
     try:
+        token = wire.write_token_file(token_file)
         with (
             wire.Listener(address, token=token, admit=refuse) as listener,
             LocalCrew(
@@ -130,8 +129,8 @@ def assemble(
         token_file.unlink(missing_ok=True)
 
 
-def _refuse_wildcard(address: str) -> None:
-    """InputError for an address that other islands could not dial."""
+def require_dialable(address: str) -> None:
+    """InputError for what is no HOST:PORT, or one that other islands could not dial."""
     host, _ = wire.parse_address(address)
     if host in ("0.0.0.0", "::", "*"):
         raise InputError(

@@ -19,7 +19,7 @@ from atoll.model import Model
 from atoll.recipe import Recipe
 from atoll.run import Events, Ledger, LedgerLine, RunFolder
 from atoll.training import checkpoint, exponents, shares
-from atoll.training.crewing import MemberSpec, Starting, assemble, members_of
+from atoll.training.crewing import MemberSpec, Starting, assemble, members_of, require_dialable
 from atoll.training.display import Display, IslandView, Snapshot
 from atoll.training.interruption import interruptible
 from atoll.training.metrics import Metrics
@@ -48,6 +48,8 @@ def train(
     Raises InputError before anything is written if the input is wrong, RunError if the run fails;
     its last checkpoint is then good.
     """
+    if listen is not None:
+        require_dialable(listen)
     found = resolve(target, fleet=fleet, overrides=overrides)
     total = found.recipe.total_steps()
     if until is not None and not 0 < until <= total:
@@ -210,7 +212,7 @@ class _Session:
     def _begin(self, store_port: int) -> None:
         pilot = self.pilot
         pilot.prepare(
-            vocab=self.model.vocab or 0,
+            vocab=self.model.resolved_vocab,
             shards={"folder": str(self.data.folder), "digest": self.data.digest},
             run=str(self.folder.path.resolve()),
             store_port=store_port,
