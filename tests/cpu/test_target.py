@@ -14,6 +14,7 @@ def fleet_for(examples: Path, *overrides: str) -> list[tuple[str, int]]:
 def test_small_grains_get_a_process_a_core_and_large_ones_threads(examples: Path) -> None:
     cores = this_machine().island[0].num_lanes
     small = fleet_for(examples)
+    assert fleet_for(examples, "model.vocab=2100") == small  # a padded vocabulary
     large = fleet_for(
         examples, "model.width=768", "model.heads=12", "model.ffn=2048", "model.context=1024"
     )

@@ -93,6 +93,6 @@ def _num_cores() -> int:
 
 def _work_a_layer(recipe: Recipe) -> float:
     """FLOP of a grain's forward and backward pass in one layer; without the head."""
-    model = recipe.model.with_vocab(1)
+    model = recipe.model.model_copy(update={"vocab": 1})
     tokens = recipe.batch.grain * model.context
     return tokens * model.flops_per_token() / model.layers
