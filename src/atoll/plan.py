@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from atoll import strict
 from atoll.digest import canonical_json
@@ -22,10 +22,104 @@ from atoll.recipe import Recipe
 from atoll.strict import SCHEMA, Noun
 
 
+AXES = ("dp", "tp", "pp", "cp", "ep")
+"""Data, tensor, pipeline, context and expert parallelism: the axes of a layout."""
+
+
+class Layout(Noun):
+    """Degrees along named axes inside one island, and how a lane computes a grain on them.
+
+    A lane is tp x pp x cp devices, and dp lanes work side by side; experts are spread over `ep`
+    devices out of dp x cp x tp. `vpp` is the number of model chunks of each pipeline device (1 is
+    plain 1F1B). `microbatch` counts sequences. `zero` is the stage of state sharding over the lanes:
+    0 nothing, 1 optimizer state, 2 gradients too, 3 weights too (FSDP).
+    """
+
+    dp: Count = 1
+    tp: Count = 1
+    pp: Count = 1
+    cp: Count = 1
+    ep: Count = 1
+    vpp: Count = 1
+    microbatch: Count = 1
+    zero: int = Field(default=0, ge=0, le=3)
+    sequence_parallel: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"
+
+    @property
+    def num_devices(self) -> int:
+        """The number of devices that the layout occupies."""
+        return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def lane_devices(self) -> int:
+        """The number of devices that compute one grain together."""
+        return self.tp * self.pp * self.cp
+
+    @classmethod
+    def parse(cls, text: str) -> dict[str, Any]:
+        """ "tp=8,pp=4,recompute=full" -> the given keys alone, checked. Raises InputError."""
+        found: dict[str, Any] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            key, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not value:
+                fix = "for example tp=8,pp=4,recompute=full"
+                raise InputError("is not key=value", key="--layout", value=part, fix=fix)
+            field = cls.model_fields.get(key)
+            if field is None:
+                fix = strict.nearest(key, list(cls.model_fields), what="keys")
+                raise InputError("there is no such key", key="--layout", value=key, fix=fix)
+            found[key] = value if field.annotation not in (int, bool) else _number(value)
+        try:
+            strict.validate(cls, found)
+        except InputError as error:
+            error.key = f"--layout {error.key}"
+            raise
+        return found
+
+    def describe(self) -> str:
+        """The layout in a few characters: "dp 4 x tp 8 x pp 2, mb 1, zero 1, full recompute"."""
+        degrees = [f"{axis} {getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
+        words = [" ".join(degrees) or "dp 1", f"mb {self.microbatch}"]
+        words += [f"vpp {self.vpp}"] if self.vpp > 1 else []
+        words += [f"zero {self.zero}"] if self.zero else []
+        words += [] if self.recompute == "none" else [f"{self.recompute} recompute"]
+        return ", ".join(words)
+
+
+def _number(text: str) -> object:
+    """A whole number or a truth value as a person writes it, else the text itself."""
+    if text in ("true", "yes", "on", "false", "no", "off"):
+        return text in ("true", "yes", "on")
+    return int(text) if text.isdecimal() else text
+
+
+class Estimate(Noun):
+    """A number that is not known exactly: low <= mid <= high, and what kind of number it is.
+
+    `basis` says where it is from: "spec" is published figures alone, "fitted" passes through
+    coefficients fitted on published runs, "measured" rests on a measurement of this very chip.
+    """
+
+    low: float
+    mid: float
+    high: float
+    basis: Literal["spec", "fitted", "measured"]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.mid <= self.high:
+            raise InputError("must hold low <= mid <= high", fix="sort the three numbers")
+        return self
+
+
 class PlanIsland(Noun):
     """One island's part: its devices, its layout along named axes, its share.
 
-    `share` is relative to the other islands'; None means that it follows measured speed.
+    `share` is relative to the other islands'; None means that it follows measured speed. `stages`
+    are the closed ranges of layers [first, last] of the island's pipeline stages, empty where the
+    layers are split evenly; islands of the same `pipeline` number hold one lane together, each a
+    part of the layers.
     """
 
     name: Name
@@ -33,26 +127,16 @@ class PlanIsland(Noun):
     site: str = "here"
     devices: Count = 1
     threads: Count = 1
-    layout: dict[str, int] = {"dp": 1}
+    layout: Layout = Layout()
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
-    stages: list[Any] = []
-
-    @field_validator("layout")
-    @classmethod
-    def _axes(cls, value: dict[str, int]) -> dict[str, int]:
-        for axis, degree in value.items():
-            if axis not in ("dp", "tp", "pp", "cp", "ep"):
-                fix = "known axes: dp, tp, pp, cp, ep"
-                raise InputError("there is no such axis", key=axis, value=degree, fix=fix)
-            if degree < 1:
-                raise InputError("must be at least 1", key=axis, value=degree)
-        return value
+    stages: list[list[int]] = []
+    pipeline: int | None = Field(default=None, ge=0)
 
     @property
     def num_lanes(self) -> int:
         """The number of lanes: the degree of data parallelism inside the island."""
-        return self.layout.get("dp", 1)
+        return self.layout.dp
 
 
 class LeftOut(Noun):
@@ -155,11 +239,17 @@ class Plan(Noun):
             message = "feature plan.executor: this plan is for another tool"
             raise InputError(message, key="executor", value=self.executor, fix=fix)
         for index, island in enumerate(self.islands):
-            for axis, degree in island.layout.items():
-                if axis != "dp" and degree > 1:
+            for axis in (*AXES[1:], "vpp", "zero"):
+                degree = getattr(island.layout, axis)
+                if degree > Layout.model_fields[axis].default:
                     message = f"feature layout.{axis}: one device a lane is all that trains so far"
                     key = f"islands[{index}].layout.{axis}"
-                    raise InputError(message, key=key, value=degree, fix=f"write {axis} = 1")
+                    fix = f"write {axis} = {Layout.model_fields[axis].default}"
+                    raise InputError(message, key=key, value=degree, fix=fix)
+            if island.layout.recompute != "none":
+                message = "feature layout.recompute: activations are kept, nothing is recomputed"
+                key, value = f"islands[{index}].layout.recompute", island.layout.recompute
+                raise InputError(message, key=key, value=value, fix='write recompute = "none"')
             if island.stages:
                 message = "feature stages: one device a lane is all that trains so far"
                 key = f"islands[{index}].stages"
@@ -175,7 +265,7 @@ def plan_trivially(recipe: Recipe, fleet: Fleet) -> Plan:
             site=island.site,
             devices=island.num_chips,
             threads=island.threads,
-            layout={"dp": island.num_lanes},
+            layout=Layout(dp=island.num_lanes),
             share=island.share,
             start=island.start,
         )
