@@ -1,11 +1,13 @@
 """Fleet: sites, islands, the links between sites, deliveries and withdrawals over time.
 
 The fleet decides how long a run takes, never its bits. It holds no measurement: shares that follow
-speed are the pilot's business.
+speed are the pilot's business. `Fleet.stock` is the fleet of one day, `Fleet.path` the way between
+two sites.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
@@ -30,8 +32,11 @@ def _known_chip(value: str) -> str:
     try:
         facts.chip(value)
     except InputError as error:
-        error.key = None
-        raise
+        if not facts.is_chip_file(value):
+            error.key = None
+            raise
+        message = f"is a file of a chip that does not load: {str(error).splitlines()[0]}"
+        raise InputError(message, value=value, fix=error.fix) from None
     return value
 
 
@@ -93,8 +98,47 @@ class Link(Noun):
         return units.parse_seconds(self.latency)
 
 
+class Network(Noun):
+    """The network between the nodes of an island.
+
+    `bandwidth` is of one chip in one direction; both as text with a unit. Without `latency` a
+    planner takes its own.
+    """
+
+    bandwidth: str = Field(examples=["200 Gb/s"])
+    latency: str | None = None
+
+    @field_validator("bandwidth")
+    @classmethod
+    def _is_bandwidth(cls, value: str) -> str:
+        if units.parse_bandwidth(value) == 0:
+            raise InputError("must be more than 0", value=value, fix='for example "200 Gb/s"')
+        return value
+
+    @field_validator("latency")
+    @classmethod
+    def _is_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            units.parse_seconds(value)
+        return value
+
+    @property
+    def bytes_per_second(self) -> float:
+        """The bandwidth of one chip in bytes a second."""
+        return units.parse_bandwidth(self.bandwidth)
+
+    @property
+    def latency_seconds(self) -> float | None:
+        """The latency in seconds, None where the file does not say."""
+        return None if self.latency is None else units.parse_seconds(self.latency)
+
+
 class Island(Noun):
     """Nodes of one chip under one fast fabric.
+
+    `chip` is a name of the facts, or the path of a file of one's own (in a fleet file relative to
+    it). `nodes` is 0 where everything is still to be delivered. `network` joins the nodes; None
+    means what the facts say of the chip.
 
     A lane computes one grain at a time; `lanes` None means one for each chip. `threads` is of one
     lane and matters for CPUs only. `share` fixes the share, or is where it starts when shares
@@ -104,12 +148,21 @@ class Island(Noun):
     name: Name
     site: str = HERE
     chip: ChipName = "cpu"
-    nodes: Count = 1
+    nodes: int = Field(default=1, ge=0, le=2**40)
     chips_per_node: Count = 1
+    network: Network | None = None
     threads: int = Field(default=1, ge=1, le=4096)
     lanes: Count | None = None
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
+
+    @field_validator("chip", mode="before")
+    @classmethod
+    def _one_kind(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            fix = "make two islands: one [[island]] with its own name for each kind of chip"
+            raise InputError("an island holds one kind of chip", value=value, fix=fix)
+        return value
 
     @property
     def num_chips(self) -> int:
@@ -127,6 +180,10 @@ class Shares(Noun):
 
     mode: Literal["auto", "fixed", "seeded"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+Which = Literal["low", "mid", "high"]
+"""Which end of what is not known exactly."""
 
 
 class Range(Noun):
@@ -197,13 +254,22 @@ class Fleet(Noun):
         for table, changes in (("delivery", self.delivery), ("withdrawal", self.withdrawal)):
             for index, change in enumerate(changes):
                 _known(change.island, names, key=f"{table}[{index}].island", what="islands")
+        expected = {change.island for change in self.delivery}
+        for index, island in enumerate(self.island):
+            if island.nodes == 0 and island.name not in expected:
+                fix = "write nodes = 1 or more, or add a [[delivery]] for this island"
+                message, key = "zero chips, and none are delivered", f"island[{index}].nodes"
+                raise InputError(message, key=key, value=0, fix=fix)
         _possible_shares(self.shares, self.island)
         return self
 
     @classmethod
     def load(cls, path: Path | str) -> Fleet:
-        """The fleet in a TOML file. InputError for whatever is wrong."""
-        return cls.from_dict(strict.load_toml(path), file=path)
+        """The fleet in a TOML file; chips of one's own are looked for beside it.
+
+        InputError for whatever is wrong.
+        """
+        return cls.from_dict(_with_chip_files(strict.load_toml(path), Path(path)), file=path)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, file: Path | str | None = None) -> Fleet:
@@ -217,6 +283,132 @@ class Fleet(Noun):
     def digest(self) -> str:
         """The digest of everything in the fleet."""
         return digest_of(self.as_dict())
+
+    def require_present(self, *, file: Path | str | None = None) -> None:
+        """InputError for an island without chips: they come with a delivery, nothing runs there."""
+        for index, island in enumerate(self.island):
+            if island.nodes == 0:
+                day = min(one.date for one in self.delivery if one.island == island.name)
+                fix = f"its first delivery is on {day}: until then leave it out of this file"
+                message, key = "this island has no chips yet", f"island[{index}].nodes"
+                raise InputError(message, file=file, key=key, value=0, fix=fix)
+
+    def stock(self, day: date | None = None, *, which: Which = "mid") -> Fleet:
+        """The fleet as it stands on a day: deliveries and withdrawals until then are applied.
+
+        Without a day nothing is applied. "low" counts what is delivered low and what is withdrawn
+        high, "high" the other way round; "low" ends at no chips. Chips that fill no node are left
+        out (`loose_chips`), and so are islands without a node. The answer has no deliveries or
+        withdrawals left. InputError if more is withdrawn than is there, or if nothing is left.
+        """
+        chips = self._chips_on(day, which)
+        islands = [
+            island.model_copy(update={"nodes": chips[island.name] // island.chips_per_node})
+            for island in self.island
+        ]
+        left = [island for island in islands if island.nodes]
+        if not left:
+            raise self._nothing_left(day)
+        _possible_shares(self.shares, left)
+        return self.model_copy(update={"island": left, "delivery": [], "withdrawal": []})
+
+    def loose_chips(self, day: date | None = None, *, which: Which = "mid") -> dict[str, int]:
+        """Island -> chips on a day that fill no node and are left out of `stock`; no zeros."""
+        chips = self._chips_on(day, which)
+        loose = {one.name: chips[one.name] % one.chips_per_node for one in self.island}
+        return {name: number for name, number in loose.items() if number}
+
+    def _chips_on(self, day: date | None, which: Which) -> dict[str, int]:
+        """Island -> chips on a day, whole nodes or not. InputError as `stock`."""
+        withdrawn = {"low": "high", "mid": "mid", "high": "low"}[which]
+        chips = {island.name: island.num_chips for island in self.island}
+        likely = dict(chips)
+        changes = [(one.date, False, index, one) for index, one in enumerate(self.delivery)]
+        changes += [(one.date, True, index, one) for index, one in enumerate(self.withdrawal)]
+        for when, taken, index, change in sorted(changes, key=lambda entry: entry[:3]):
+            if day is None or when > day:
+                break
+            name, count = change.island, change.count
+            if not taken:
+                chips[name] += getattr(count, which)
+                likely[name] += count.mid
+                continue
+            if count.mid > likely[name]:
+                message = f"more chips than the {likely[name]} that island {name} has on {when}"
+                key, fix = f"withdrawal[{index}].count", f"at most {likely[name]} (mid)"
+                raise InputError(message, key=key, value=count.mid, fix=fix)
+            chips[name] = max(0, chips[name] - getattr(count, withdrawn))
+            likely[name] -= count.mid
+        return chips
+
+    def _nothing_left(self, day: date | None) -> InputError:
+        """The error for a fleet without a node on a day."""
+        message = "no island has a whole node" + ("" if day is None else f" on {day}")
+        coming = [one.date for one in self.delivery if day is None or one.date > day]
+        if coming:
+            fix = f"the first delivery is on {min(coming)}: name that day or a later one"
+            if day is not None and min(coming) > min(one.date for one in self.delivery):
+                fix = f"the next delivery is on {min(coming)}"
+        else:
+            fix = "all chips are withdrawn, or too few for a node of chips_per_node"
+        return InputError(message, key="island", fix=fix)
+
+    def path(self, a: str, b: str) -> tuple[float, float] | None:
+        """(bytes a second, seconds of latency) from one site to another; None inside a site.
+
+        The way with the greatest bandwidth, which is that of its narrowest part, and among those
+        the one with the least latency; it may lead through other sites. No way carries more than
+        the uplink of a site that it touches. InputError if no links join the two.
+        """
+        sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
+        for name in (a, b):
+            _known(name, sites, key="link.between", what="sites")
+        if a == b:
+            return None
+        uplinks = {one.name: units.parse_bandwidth(one.uplink) for one in self.site if one.uplink}
+        edges = []
+        for link in self.link:
+            ends = [uplinks[end] for end in link.between if end in uplinks]
+            edges.append((min([link.bytes_per_second, *ends]), link))
+        for width in sorted({capacity for capacity, _ in edges}, reverse=True):
+            wide = [link for capacity, link in edges if capacity >= width > 0]
+            latency = _least_latency(wide, a, b)
+            if latency is not None:
+                return width, latency
+        fix = f'add a [[link]] with between = ["{a}", "{b}"], or links that lead there'
+        raise InputError(f"no link leads from {a} to {b}", key="link", fix=fix)
+
+
+def _with_chip_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The tables of a fleet file with the paths of chips as they are from anywhere."""
+    islands = data.get("island")
+    if not isinstance(islands, list):
+        return data
+    found = []
+    for island in islands:
+        chip = island.get("chip") if isinstance(island, dict) else None
+        if isinstance(chip, str) and facts.is_chip_file(chip) and "\0" not in chip:
+            found.append({**island, "chip": str((file.parent / chip).resolve())})
+        else:
+            found.append(island)
+    return {**data, "island": found}
+
+
+def _least_latency(links: list[Link], a: str, b: str) -> float | None:
+    """Seconds over the quickest chain of links from a to b, None if there is none (Dijkstra)."""
+    queue, seen = [(0.0, a)], set()
+    while queue:
+        latency, here = heapq.heappop(queue)
+        if here == b:
+            return latency
+        if here in seen:
+            continue
+        seen.add(here)
+        for link in links:
+            if here in link.between:
+                there = link.between[here == link.between[0]]
+                heapq.heappush(queue, (latency + link.latency_seconds, there))
+    return None
 
 
 def _unique(what: str, names: Iterable[str]) -> None:

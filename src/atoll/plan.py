@@ -21,7 +21,6 @@ from atoll.model import Count
 from atoll.recipe import Recipe
 from atoll.strict import SCHEMA, Noun
 
-
 AXES = ("dp", "tp", "pp", "cp", "ep")
 """Data, tensor, pipeline, context and expert parallelism: the axes of a layout."""
 
@@ -31,8 +30,9 @@ class Layout(Noun):
 
     A lane is tp x pp x cp devices, and dp lanes work side by side; experts are spread over `ep`
     devices out of dp x cp x tp. `vpp` is the number of model chunks of each pipeline device (1 is
-    plain 1F1B). `microbatch` counts sequences. `zero` is the stage of state sharding over the lanes:
-    0 nothing, 1 optimizer state, 2 gradients too, 3 weights too (FSDP).
+    plain 1F1B). `microbatch` counts sequences. `zero` is the stage of state sharding over lanes:
+    0 nothing, 1 optimizer state, 2 gradients too, 3 weights too (FSDP); `shard` is the number of
+    lanes that share one copy of the state, None for all of them.
     """
 
     dp: Count = 1
@@ -43,6 +43,7 @@ class Layout(Noun):
     vpp: Count = 1
     microbatch: Count = 1
     zero: int = Field(default=0, ge=0, le=3)
+    shard: Count | None = None
     sequence_parallel: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
 
@@ -69,7 +70,7 @@ class Layout(Noun):
             if field is None:
                 fix = strict.nearest(key, list(cls.model_fields), what="keys")
                 raise InputError("there is no such key", key="--layout", value=key, fix=fix)
-            found[key] = value if field.annotation not in (int, bool) else _number(value)
+            found[key] = value if key == "recompute" else _number(value)
         try:
             strict.validate(cls, found)
         except InputError as error:

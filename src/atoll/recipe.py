@@ -19,7 +19,13 @@ from atoll.errors import InputError
 from atoll.model import Count, Model
 from atoll.strict import Noun
 
-LATER_DEFAULTS: Mapping[str, object] = {}
+LATER_DEFAULTS: Mapping[str, object] = {
+    "model.gated": True,
+    "model.shared_experts": 0,
+    "model.dense_layers": 0,
+    "model.moe_every": 1,
+    "exchange.steps": 100,
+}
 """Dotted key -> default of keys that came after the first release; see `Recipe.expanded`."""
 
 
@@ -126,13 +132,22 @@ class ScheduleSpec(Noun):
 class PrecisionSpec(Noun):
     """The number format of forward and backward; sums and the update have their own rules."""
 
-    compute: Literal["fp32"] = "fp32"
+    compute: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
 
 
 class ExchangeSpec(Noun):
-    """When islands exchange gradients."""
+    """When islands exchange: gradients every "step", or weights in "rounds" of `steps` steps."""
 
-    every: Literal["step"] = "step"
+    every: Literal["step", "rounds"] = "step"
+    steps: Count = 100
+
+    @model_validator(mode="after")
+    def _rounds_alone_have_steps(self) -> Self:
+        if self.every == "step" and self.steps != ExchangeSpec.model_fields["steps"].default:
+            fix = 'write every = "rounds", or leave steps out'
+            message = 'has no meaning with every = "step"'
+            raise InputError(message, key="steps", value=self.steps, fix=fix)
+        return self
 
 
 class ExactSpec(Noun):
@@ -248,6 +263,30 @@ class Recipe(Noun):
         return digest_of({"recipe": self.expanded(), "shards": shards_digest})
 
 
+def unsupported_features(recipe: Recipe) -> list[tuple[str, object, str]]:
+    """(dotted key, value, message) of all that a plan may hold and `train` cannot carry out yet."""
+    found = [(f"model.{key}", value, text) for key, value, text in recipe.model.not_computed()]
+    compute, every = recipe.precision.compute, recipe.exchange.every
+    if compute != "fp32":
+        message = f"feature precision.compute = {compute}: only fp32 trains so far"
+        found.append(("precision.compute", compute, message))
+    if every != "step":
+        message = f"feature exchange.every = {every}: islands exchange at every step so far"
+        found.append(("exchange.every", every, message))
+    return found
+
+
+def require_supported(recipe: Recipe, *, file: Path | str | None = None, prefix: str = "") -> None:
+    """InputError for the first feature of `unsupported_features`; it names the others too."""
+    found = unsupported_features(recipe)
+    if found:
+        key, value, message = found[0]
+        fix = "atoll plan takes it; what trains here: a dense gated model in fp32, every step"
+        if others := [name for name, _, _ in found[1:]]:
+            fix += "\nalso not supported: " + ", ".join(others)
+        raise InputError(message, file=file, key=prefix + key, value=value, fix=fix)
+
+
 def differences(a: Recipe, b: Recipe) -> list[str]:
     """What differs between two recipes, a line a key: "model.layers: 4 here, 6 there"."""
     ours, theirs = dict(_flat(a.expanded())), dict(_flat(b.expanded()))
@@ -283,6 +322,9 @@ def _with_preset(table: dict[str, Any], *, file: Path | str | None) -> dict[str,
         fix = "known presets: " + ", ".join(facts.model_presets())
         message = "must be text in quotes"
         raise InputError(message, file=file, key="model.preset", value=preset, fix=fix)
+    for key, value in rest.items():  # a table of the preset may be changed key by key
+        if isinstance(value, dict) and isinstance(known.get(key), dict):
+            rest[key] = {**known[key], **value}
     return {**known, **rest}
 
 

@@ -1,15 +1,19 @@
 """The example files: those that the contract names exist, load, and hold what they say."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from atoll.fleet import Fleet
 from atoll.plan import Plan, plan_trivially
-from atoll.recipe import Recipe
+from atoll.recipe import Recipe, unsupported_features
 
 RECIPES = ("tiny", "quickstart", "quickstart-zh")
 FLEETS = ("one", "two-equal", "three-to-one", "three", "reshare", "two-kinds")
+PLANNED_RECIPES = ("dense-400b", "moe-700b")
+PLANNED_FLEETS = ("hundred-thousand", "scarce-2024")
+"""Too large for this machine: they are examples for `plan`."""
 
 
 def load_fleet(examples: Path, name: str) -> Fleet:
@@ -21,15 +25,17 @@ def load_fleet(examples: Path, name: str) -> Fleet:
 def test_every_example_plans(examples: Path, tmp_path: Path, recipe: str, fleet: str) -> None:
     loaded = Recipe.load(examples / "recipes" / f"{recipe}.toml")
     assert loaded.name == recipe
+    assert unsupported_features(loaded) == []
     plan = plan_trivially(loaded, load_fleet(examples, fleet))
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
 
 
 def test_no_example_is_left_out_of_these_tests(examples: Path) -> None:
-    for folder, loader in (("recipes", Recipe.load), ("fleets", Fleet.load)):
-        for path in (examples / folder).glob("*.toml"):
-            loader(path)
+    recipes = {path.stem for path in (examples / "recipes").glob("*.toml")}
+    assert recipes == {*RECIPES, *PLANNED_RECIPES}
+    fleets = {path.stem for path in (examples / "fleets").glob("*.toml")}
+    assert fleets == {*FLEETS, *PLANNED_FLEETS}
 
 
 @pytest.mark.parametrize("fleet", FLEETS)
@@ -53,3 +59,51 @@ def test_tiny_is_tiny(examples: Path) -> None:
     assert tiny.total_steps() == 30
     assert tiny.num_grains == 8
     assert tiny.data.corpus == "stdlib"
+
+
+def test_the_large_recipes_are_what_they_say(examples: Path) -> None:
+    dense, sparse = (Recipe.load(examples / "recipes" / f"{name}.toml") for name in PLANNED_RECIPES)
+    assert (dense.name, sparse.name) == PLANNED_RECIPES
+    assert dense.model.num_parameters() == pytest.approx(405.85e9, rel=1e-4)
+    assert sparse.model.num_parameters() == pytest.approx(718e9, rel=0.01)
+    for recipe in (dense, sparse):
+        # What the design asks of accelerators, and the ratio of tokens to parameters.
+        assert recipe.batch.grain * recipe.model.context == 16_384
+        tokens = recipe.total_steps() * recipe.tokens_per_step
+        assert 19 < tokens / recipe.model.num_parameters() < 22
+    assert [key for key, _, _ in unsupported_features(dense)] == ["precision.compute"]
+    assert [key for key, _, _ in unsupported_features(sparse)] == [
+        "model.experts",
+        "model.mla",
+        "precision.compute",
+    ]
+
+
+def test_a_hundred_thousand_are_a_hundred_thousand(examples: Path) -> None:
+    fleet = load_fleet(examples, "hundred-thousand")
+    assert sum(island.num_chips for island in fleet.island) == 100_000
+    assert len({island.chip for island in fleet.island}) == 5
+    assert {site.name for site in fleet.site} == {island.site for island in fleet.island}
+    assert len(fleet.site) == 4
+    assert max(island.num_chips for island in fleet.island) <= 30_000
+    assert all(island.network is not None for island in fleet.island)
+    for a in fleet.site:
+        for b in fleet.site:
+            assert (fleet.path(a.name, b.name) is None) == (a is b)
+
+
+def test_the_scarce_fleet_holds_what_was_reported(examples: Path) -> None:
+    fleet = load_fleet(examples, "scarce-2024")
+
+    def ascend(day: date, which: str) -> int:
+        islands = {one.name: one for one in fleet.stock(day, which=which).island}  # type: ignore[arg-type]  # a literal
+        return islands["ascend"].num_chips if "ascend" in islands else 0
+
+    assert ascend(date(2024, 3, 31), "high") == 0
+    july = [ascend(date(2024, 7, 31), which) for which in ("low", "mid", "high")]
+    assert july == [20_000, 30_000, 30_000]
+    ordered = [change.count for change in fleet.delivery if change.island == "ascend"]
+    # Delivered by December: at worst, as the months before, the whole order.
+    assert sum(count.low for count in ordered) == 30_000
+    assert sum(count.mid for count in ordered) == 51_000
+    assert sum(count.high for count in ordered) == 100_000

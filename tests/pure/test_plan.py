@@ -103,7 +103,9 @@ def test_what_is_no_json_object_is_no_plan(tmp_path: Path, text: str) -> None:
     [
         ({"executor": "emit:megatron"}, "plan.executor"),
         ({"islands": [{"name": "a", "layout": {"dp": 1, "tp": 2}}]}, "layout.tp"),
-        ({"islands": [{"name": "a", "stages": [1]}]}, "stages"),
+        ({"islands": [{"name": "a", "stages": [[0, 1]]}]}, "stages"),
+        ({"islands": [{"name": "a", "layout": {"recompute": "full"}}]}, "layout.recompute"),
+        ({"islands": [{"name": "a", "layout": {"zero": 3}}]}, "layout.zero"),
     ],
 )
 def test_a_plan_that_this_atoll_cannot_run_names_the_feature(

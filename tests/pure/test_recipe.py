@@ -121,7 +121,8 @@ def test_the_digest_of_a_known_recipe_stays_what_it_was() -> None:
 def test_a_key_added_later_is_left_out_while_it_has_its_default(monkeypatch) -> None:
     old = recipe().expanded()
     del old["data"]["validation"]
-    monkeypatch.setattr(atoll.recipe, "LATER_DEFAULTS", {"data.validation": 0.01})
+    later = {**atoll.recipe.LATER_DEFAULTS, "data.validation": 0.01}
+    monkeypatch.setattr(atoll.recipe, "LATER_DEFAULTS", later)
     assert recipe().expanded() == old
     assert recipe(data={"validation": 0.02}).expanded()["data"]["validation"] == 0.02
 

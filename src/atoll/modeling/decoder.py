@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atoll.errors import InputError
 from atoll.model import Model
 from atoll.modeling import rotary
 from atoll.modeling.attention import attend, grouped_attention, rotate
@@ -138,6 +139,7 @@ class Decoder(nn.Module):
 
     Parameters are fp32 zeros until ``initial.fill`` or a checkpoint sets them. ``model.vocab``
     must be set. The rotary tables are buffers that move with the module and are not saved.
+    InputError for a form that `Model.not_computed` names.
     """
 
     cos: Tensor
@@ -145,6 +147,8 @@ class Decoder(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
+        for key, value, message in model.not_computed():
+            raise InputError(message, key=f"model.{key}", value=value)
         self.model = model
         self.embedding = Weight(model.resolved_vocab, model.width)
         self.blocks = nn.ModuleList(Block(model) for _ in range(model.layers))

@@ -11,7 +11,7 @@ from atoll import facts
 from atoll.errors import InputError
 from atoll.fleet import Fleet, Island
 from atoll.plan import plan_trivially
-from atoll.recipe import Recipe
+from atoll.recipe import Recipe, require_supported
 from atoll.strict import nearest
 from atoll.training.crewing import Starting, assemble, members_of
 from atoll.training.display import Display
@@ -136,6 +136,7 @@ def doctor(
     needed: the grain is a fixed pattern.
     """
     model_recipe = Recipe.from_dict(_BUILT_IN) if recipe is None else Recipe.load(recipe)
+    require_supported(model_recipe, file=recipe)
     crew_fleet = this_machine() if fleet is None else Fleet.load(fleet)
     pair = Fleet(
         island=[

@@ -11,7 +11,7 @@ from atoll import backends, facts
 from atoll.errors import InputError
 from atoll.fleet import Fleet
 from atoll.plan import Plan, plan_trivially
-from atoll.recipe import Recipe
+from atoll.recipe import Recipe, require_supported
 from atoll.run import RunFolder
 
 
@@ -50,8 +50,10 @@ def resolve(target: str, *, fleet: Path | None, overrides: Sequence[str]) -> Tar
         recipe, base = plan.read_recipe(), path.parent
     else:
         recipe, base = Recipe.load(path, overrides), path.parent
+    require_supported(recipe, file=path, prefix="" if plan is None else "recipe.")
     if fleet is not None:
         crew = Fleet.load(fleet)
+        crew.require_present(file=fleet)
     elif plan is not None:
         crew = plan.as_fleet()
     elif folder is not None and folder.fleet() is not None:
@@ -79,13 +81,14 @@ def this_machine(recipe: Recipe | None = None) -> Fleet:
         chip = backend.name if backend.name in facts.chips() else "here"
         lanes = backend.num_devices()
         return Fleet.from_dict({"island": [{"name": "here", "chip": chip, "lanes": lanes}]})
-    cores = _num_cores()
+    cores = num_cores()
     if recipe is None or cores == 1 or _work_a_layer(recipe) >= SMALL_GRAIN:
         return Fleet.from_dict({"island": [{"name": "here", "lanes": cores}]})
     return Fleet.from_dict({"island": [{"name": f"core-{i}"} for i in range(cores)]})
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,0 +1,73 @@
+"""Makespan: shares of a step's grains so that the last island is done as early as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from atoll.planning.options import Option, capacity, fastest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Grains and option of each island that computes, and when the last one is done."""
+
+    grains: Mapping[str, int]
+    options: Mapping[str, Option]
+    seconds: float
+
+
+def split(options: Mapping[str, Sequence[Option]], grains: int) -> Split:
+    """The split of `grains` grains that ends first. Every island needs at least one option.
+
+    The time of an island is a staircase in its grains, so the best end is one of its steps: a
+    bisection over time finds the earliest one until which all islands together manage all grains.
+    """
+    low, high = 0.0, min(fastest(o, grains).seconds(grains) for o in options.values())
+    while high - low > 1e-10 * high:
+        middle = (low + high) / 2.0
+        if sum(capacity(o, middle) for o in options.values()) >= grains:
+            high = middle
+        else:
+            low = middle
+    shares = {name: min(grains, capacity(o, high)) for name, o in options.items()}
+    _trim(shares, options, grains)
+    chosen = {name: fastest(options[name], n) for name, n in shares.items() if n}
+    return Split(
+        grains={name: n for name, n in shares.items() if n},
+        options=chosen,
+        seconds=max(chosen[name].seconds(shares[name]) for name in chosen),
+    )
+
+
+def fixed_split(
+    options: Mapping[str, Sequence[Option]], grains: int, shares: Mapping[str, float]
+) -> Split:
+    """The split in proportion to given shares, whole grains by the largest remainder."""
+    total = sum(shares.get(name, 0.0) for name in options)
+    exact = {name: grains * shares.get(name, 0.0) / total for name in options}
+    counts = {name: int(value) for name, value in exact.items()}
+    rest = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in rest[: grains - sum(counts.values())]:
+        counts[name] += 1
+    chosen = {name: fastest(options[name], n) for name, n in counts.items() if n}
+    return Split(
+        grains={name: n for name, n in counts.items() if n},
+        options=chosen,
+        seconds=max(chosen[name].seconds(counts[name]) for name in chosen),
+    )
+
+
+def _trim(shares: dict[str, int], options: Mapping[str, Sequence[Option]], grains: int) -> None:
+    """Takes away what is more than `grains`, always from the island that would end last."""
+    surplus = sum(shares.values()) - grains
+    while surplus > 0:
+        late = max(
+            (name for name, n in shares.items() if n),
+            key=lambda name: fastest(options[name], shares[name]).seconds(shares[name]),
+        )
+        lanes = fastest(options[late], shares[late]).layout.dp
+        # Back to the start of the island's last turn: less would not end any sooner.
+        taken = min(surplus, (shares[late] - 1) % lanes + 1)
+        shares[late] -= taken
+        surplus -= taken

@@ -1,0 +1,145 @@
+"""Memory: the bytes that a step holds on the fullest device of an island, part by part.
+
+Activations are counted as in Korthikanti et al. 2022 (arXiv:2205.05198, section 4), written out for
+grouped queries, gated feed-forwards and experts; states as in Rajbhandari et al. 2020
+(arXiv:1910.02054, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from atoll.plan import Layout
+from atoll.planning.cost import held_parameters, state_lanes
+from atoll.planning.work import Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Bytes on the fullest device by cause; `total` is their sum."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    working: float
+    reserve: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """The causes and their bytes, in a fixed order."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCoefficients:
+    """What the formulas leave out; fitted on published peaks (facts/fitted/cost.toml)."""
+
+    gaps: float = 1.05
+    """Memory that the allocator holds for each byte that tensors use."""
+    reserve: float = 1.5e9
+    """Bytes of the vendor's libraries and of communication buffers."""
+    kept: float = 0.6
+    """Part of a layer's activations that selective recompute keeps where attention is fused."""
+    logits: float = 8.0
+    """Bytes for each logit at the peak."""
+    flight: float = 1.0
+    """Micro-batches in flight beside what the schedule needs."""
+    layer: float = 1.0
+    """Working set of a layer that is being recomputed, beside its activations."""
+
+
+def memory_use(work: Work, layout: Layout, microbatches: int, c: MemoryCoefficients) -> MemoryUse:
+    """The bytes on the first pipeline stage, which holds the most micro-batches in flight."""
+    dense, experts = held_parameters(work, layout)
+    lanes, expert_lanes = state_lanes(layout)
+    weights, gradients, states = _state_bytes(layout, work.precision)
+    by_stage = [
+        (dense / (lanes if layout.zero >= stage else 1))
+        + (experts / (expert_lanes if layout.zero >= stage else 1))
+        for stage in (3, 2, 1)
+    ]
+    tokens = layout.microbatch * work.sequence / layout.cp
+    layer = layer_activations(work, layout, tokens)
+    held = _held_a_layer(work, layout, tokens, layer, c)
+    flight = in_flight(layout, microbatches)
+    flight = 1.0 + c.flight * (flight - 1.0)
+    layers = work.shape.layers / layout.pp
+    working = c.layer * (layer - held) if layout.recompute == "full" else 0.0
+    working += _logits(work, layout, tokens, c)
+    if layout.zero == 3 and lanes > 1:
+        working += 2.0 * 2.0 * 2.0 * _largest_layer(work, layout)
+    used = weights * by_stage[0] + gradients * by_stage[1] + states * by_stage[2]
+    used += held * layers * flight + working
+    return MemoryUse(
+        weights=weights * by_stage[0],
+        gradients=gradients * by_stage[1],
+        optimizer=states * by_stage[2],
+        activations=held * layers * flight,
+        working=working,
+        reserve=c.reserve + (c.gaps - 1.0) * used,
+    )
+
+
+def _state_bytes(layout: Layout, precision: str) -> tuple[float, float, float]:
+    """Bytes a parameter of weights, gradients and optimizer state.
+
+    Mixed precision computes with 16-bit weights, adds gradients in fp32, and keeps fp32 weights
+    beside two moments; sharded weights (zero 3) are the fp32 ones themselves.
+    """
+    if precision in ("fp32", "tf32"):
+        return 4.0, 4.0, 8.0
+    return (4.0, 4.0, 8.0) if layout.zero == 3 else (2.0, 4.0, 12.0)
+
+
+def layer_activations(work: Work, layout: Layout, tokens: float) -> float:
+    """Bytes that the backward pass of one layer needs, nothing recomputed, for `tokens` tokens."""
+    shape, tp = work.shape, layout.tp
+    residual = tp if layout.sequence_parallel else 1
+    sparse = shape.sparse_layers / shape.layers
+    routed = shape.top_k * (2.0 * shape.width + 2.0 * shape.matrices * shape.moe_ffn)
+    routed += 2.0 * shape.matrices * shape.shared
+    feed_forward = (1.0 - sparse) * 2.0 * shape.matrices * shape.ffn + sparse * routed
+    inside = 2.0 * (shape.query + 2.0 * shape.kv + shape.value) + feed_forward
+    scores = 0.0
+    if not work.software.flash and layout.recompute != "selective":
+        scores = 5.0 * shape.heads * work.sequence
+    wide = 2.0 if work.precision in ("fp32", "tf32") else 1.0
+    return wide * tokens * (10.0 * shape.width / residual + (inside + scores) / tp)
+
+
+def _held_a_layer(
+    work: Work, layout: Layout, tokens: float, layer: float, c: MemoryCoefficients
+) -> float:
+    """Bytes that stay from the forward to the backward pass of a layer."""
+    if layout.recompute == "full":
+        return 2.0 * tokens * work.shape.width / (layout.tp if layout.sequence_parallel else 1)
+    if layout.recompute == "selective" and work.software.flash:
+        return c.kept * layer
+    return layer
+
+
+def in_flight(layout: Layout, microbatches: int) -> float:
+    """Micro-batches whose activations the first stage holds: p of them, somewhat more interleaved."""
+    if layout.pp == 1:
+        return 1.0
+    extra = 1.0 + (layout.pp - 1) / (layout.pp * layout.vpp) if layout.vpp > 1 else 1.0
+    return min(float(microbatches), layout.pp * extra)
+
+
+def _logits(work: Work, layout: Layout, tokens: float, c: MemoryCoefficients) -> float:
+    """Logits and their gradient on the last stage, beyond what the first stage holds more of."""
+    if layout.pp > 1:
+        return 0.0
+    return tokens * work.shape.vocab / layout.tp * c.logits
+
+
+def _largest_layer(work: Work, layout: Layout) -> float:
+    """Parameters of one layer as it is gathered for use."""
+    shape = work.shape
+    sparse = shape.expert * shape.experts / layout.ep if shape.sparse_layers else shape.dense_ffn
+    return (shape.attention + max(sparse, shape.dense_ffn)) / layout.tp

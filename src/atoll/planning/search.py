@@ -1,0 +1,276 @@
+"""Search: recipe x fleet -> the best way to carry the run, what was tried, what would help.
+
+Each island first finds its own options (`options`); then shares of the global batch, the set of
+islands that take part, and the cadence of the exchange are chosen together. A model that no island
+can hold is cut into pipeline stages across islands (`chain`). Nothing here reads a clock or draws a
+random number: the same inputs give the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from atoll.errors import InputError
+from atoll.fleet import Fleet
+from atoll.plan import Layout
+from atoll.planning.chain import Chain, best_chain
+from atoll.planning.exchange import NONE, Exchange, exchange_bytes, exchange_seconds
+from atoll.planning.layouts import require
+from atoll.planning.makespan import Split, fixed_split, split
+from atoll.planning.options import Option, Tightest, fastest, island_options
+from atoll.planning.problem import Place, Problem
+
+EXACT = 4
+"""Up to so many islands every set of them is tried; beyond, they are added one by one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way to carry a step: who computes how much, what the exchange adds."""
+
+    split: Split
+    exchange: Exchange
+    every: str
+    seen: float
+    seconds: float
+    chain: Chain | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The islands that take part."""
+        if self.chain is not None:
+            return tuple(part.name for part in self.chain.parts)
+        return tuple(self.split.grains)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What the search leaves: the best way, the others by name, options and misfits by island."""
+
+    best: Way
+    others: Mapping[str, Way]
+    options: Mapping[str, Sequence[Option]]
+    misfits: Mapping[str, Tightest]
+
+
+def search(problem: Problem) -> Found:
+    """The best way. Raises `DoesNotFit` if no way fits the fleet's memory."""
+    options, misfits = all_options(problem)
+    others: dict[str, Way] = {}
+    ways: list[Way] = []
+    if options:
+        way = best_way(problem, options, problem.every)
+        ways.append(way)
+        other = "rounds" if problem.every == "step" else "step"
+        if len(options) > 1:
+            others[f"exchange every {other}"] = best_way(problem, options, other)
+            alone = min(
+                (way_of(problem, options, (name,), problem.every) for name in options),
+                key=lambda way: way.seconds,
+            )
+            others[f"{alone.names[0]} alone"] = alone
+            others["all islands"] = way_of(problem, options, tuple(options), problem.every)
+    if misfits and len(problem.places) > 1 and not problem.only:
+        cut = best_chain(problem)
+        if cut is not None:
+            chained = Way(
+                split=Split(grains={}, options={}, seconds=cut.seconds),
+                exchange=NONE, every="step", seen=0.0, seconds=cut.seconds, chain=cut,
+            )  # fmt: skip
+            ways.append(chained)
+    if not ways:
+        raise DoesNotFit(problem, misfits)
+    best = min(ways, key=lambda way: way.seconds)
+    for way in ways:
+        if way is not best:
+            name = "one pipeline across islands" if way.chain else "whole models on islands"
+            others[name] = way
+    others = {name: way for name, way in others.items() if not same_way(way, best)}
+    return Found(best=best, others=others, options=options, misfits=misfits)
+
+
+def same_way(a: Way, b: Way) -> bool:
+    """Whether two ways use the same islands in the same manner."""
+    return set(a.names) == set(b.names) and a.every == b.every and a.chain is b.chain
+
+
+class DoesNotFit(Exception):
+    """No layout fits on any island; `misfits` says how near each came."""
+
+    def __init__(self, problem: Problem, misfits: Mapping[str, Tightest]) -> None:
+        """Keeps what was tried."""
+        super().__init__("the model fits nowhere")
+        self.problem, self.misfits = problem, misfits
+
+
+def all_options(
+    problem: Problem,
+) -> tuple[dict[str, Sequence[Option]], dict[str, Tightest]]:
+    """Options of each island that has any, and what came nearest on the others.
+
+    Islands of equal machines and sizes are searched once.
+    """
+    options: dict[str, Sequence[Option]] = {}
+    misfits: dict[str, Tightest] = {}
+    seen: dict[tuple[object, ...], tuple[Sequence[Option], Tightest | None]] = {}
+    total = sum(place.speed for place in problem.places)
+    for place in problem.places:
+        share = max(1, round(problem.grains * place.speed / total))
+        key = (place.machine.chip, place.machine.network, place.machine.node_devices, place.devices)
+        if problem.only:
+            _require(problem, place)
+        if key not in seen:
+            seen[key] = island_options(
+                place.work, place.machine, place.devices,
+                grain=problem.grain, grains=problem.grains, share=share,
+                coefficients=problem.coefficients, correct=place.correct, only=problem.only,
+            )  # fmt: skip
+        found, tightest = seen[key]
+        if found:
+            options[place.name] = found
+        elif tightest is not None:
+            misfits[place.name] = tightest
+    return options, misfits
+
+
+def _require(problem: Problem, place: Place) -> None:
+    """InputError if what a person fixed cannot be on an island."""
+    only = dict(problem.only)
+    plain = Layout(**{**only, "dp": only.get("dp", 1)})
+    if "dp" not in only:
+        lanes = max(1, min(place.devices // plain.lane_devices, problem.grains))
+        plain = plain.model_copy(update={"dp": lanes})
+    require(place.work, plain, place.devices, island=place.name)
+    if "microbatch" in only and problem.grain % plain.microbatch:
+        fix = "micro-batches that divide the grain; or another batch.grain in the recipe"
+        message = f"does not divide the grain of {problem.grain} sequences"
+        raise InputError(message, key="--layout microbatch", value=plain.microbatch, fix=fix)
+
+
+def way_of(
+    problem: Problem, options: Mapping[str, Sequence[Option]], names: tuple[str, ...], every: str
+) -> Way:
+    """The best split between exactly these islands (a share may still come out as nothing)."""
+    chosen = {name: options[name] for name in names}
+    if problem.shares:
+        parts = fixed_split(chosen, problem.grains, problem.shares)
+    else:
+        parts = split(chosen, problem.grains)
+    return with_exchange(problem, parts, every)
+
+
+def with_exchange(problem: Problem, parts: Split, every: str) -> Way:
+    """A split with what the exchange between its islands adds."""
+    members = [place.member() for place in problem.places if place.name in parts.grains]
+    work = next(place.work for place in problem.places if place.name in parts.grains)
+    c = problem.coefficients.time
+    exchange = exchange_seconds(
+        members, problem.fleet, exchange_bytes(work.shape, every=every), efficiency=c.network
+    )
+    if every == "rounds":
+        seen = exchange.seconds / problem.round_steps
+    else:
+        behind = c.state_behind * min(option.each for option in parts.options.values())
+        seen = max(exchange.seconds - behind, c.state_exposed * exchange.seconds)
+    return Way(split=parts, exchange=exchange, every=every, seen=seen, seconds=parts.seconds + seen)
+
+
+def best_way(problem: Problem, options: Mapping[str, Sequence[Option]], every: str) -> Way:
+    """The best set of islands: every set of a few, else the fastest first and then one by one.
+
+    Islands join in the order of their own speed, those of the sites that are in already first;
+    one that does not help is left out.
+    """
+    names = list(options)
+    if problem.shares:
+        return way_of(problem, options, tuple(names), every)
+    if len(names) <= EXACT:
+        sets = [s for n in range(1, len(names) + 1) for s in combinations(names, n)]
+        return min(
+            (way_of(problem, options, chosen, every) for chosen in sets),
+            key=lambda way: (way.seconds, len(way.names)),
+        )
+    speed = {
+        name: fastest(o, problem.grains).seconds(problem.grains) for name, o in options.items()
+    }
+    order = sorted(names, key=lambda name: speed[name])
+    sites = {place.name: place.island.site for place in problem.places}
+    best: Way | None = None
+    # The fastest island need not be at the best site: begin at each site once.
+    for site in dict.fromkeys(sites[name] for name in order):
+        here = [name for name in order if sites[name] == site]
+        way = _grown(problem, options, here, [n for n in order if n not in here], every)
+        if best is None or way.seconds < best.seconds:
+            best = way
+    assert best is not None
+    return best
+
+
+def _grown(
+    problem: Problem,
+    options: Mapping[str, Sequence[Option]],
+    first: Sequence[str],
+    then: Sequence[str],
+    every: str,
+) -> Way:
+    """The way of an island, with each other island that makes it faster."""
+    way = way_of(problem, options, (first[0],), every)
+    chosen = [first[0]]
+    for name in (*first[1:], *then):
+        tried = way_of(problem, options, (*chosen, name), every)
+        if tried.seconds < way.seconds:
+            way, chosen = tried, [*chosen, name]
+    return way
+
+
+def what_helps(problem: Problem, found: Found) -> list[tuple[str, float]]:
+    """Grains a second that one more node of each island, or twice a link, would add; most first."""
+    if found.best.chain is not None:
+        return []
+    now = problem.grains / found.best.seconds
+    gains = []
+    for place in problem.places:
+        if place.name in found.options:
+            more = _one_more_node(problem, found, place)
+            gains.append((f"one more node of {place.name} ({place.machine.chip})", more - now))
+    for name, fleet in wider(problem.fleet):
+        wide = replace(problem, fleet=fleet)
+        way = best_way(wide, found.options, problem.every)
+        gains.append((f"twice the bandwidth of {name}", problem.grains / way.seconds - now))
+    kept = [(what, gain) for what, gain in gains if gain > 1e-9 * now]
+    return sorted(kept, key=lambda entry: -entry[1])
+
+
+def _one_more_node(problem: Problem, found: Found, place: Place) -> float:
+    """Grains a second with another node on an island, its layout kept but for the lanes."""
+    chosen = found.best.split.options.get(place.name) or found.options[place.name][0]
+    keep = ("tp", "pp", "cp", "ep", "vpp", "zero", "microbatch", "recompute")
+    only = {key: getattr(chosen.layout, key) for key in keep}
+    devices = place.devices + place.machine.node_devices
+    share = max(1, found.best.split.grains.get(place.name, 1))
+    more, _ = island_options(
+        place.work, place.machine, devices, grain=problem.grain, grains=problem.grains, share=share,
+        coefficients=problem.coefficients, correct=place.correct, only=only,
+    )  # fmt: skip
+    options = {**found.options, place.name: [*more, *found.options[place.name]]}
+    names = tuple(dict.fromkeys((*found.best.names, place.name)))
+    ways = [way_of(problem, options, found.best.names, problem.every)]
+    ways.append(way_of(problem, options, names, problem.every))
+    return problem.grains / min(way.seconds for way in ways)
+
+
+def wider(fleet: Fleet) -> list[tuple[str, Fleet]]:
+    """The fleet with each link twice as wide, uplinks at its ends too, by the link's name."""
+    found = []
+    for index, link in enumerate(fleet.link):
+        links = list(fleet.link)
+        links[index] = link.model_copy(update={"bandwidth": f"{2 * link.bytes_per_second:.0f} B/s"})
+        sites = [
+            site.model_copy(update={"uplink": None}) if site.name in link.between else site
+            for site in fleet.site
+        ]
+        name = " - ".join(link.between)
+        found.append((name, fleet.model_copy(update={"link": links, "site": sites})))
+    return found
