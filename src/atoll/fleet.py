@@ -372,7 +372,7 @@ class Fleet(Noun):
             edges.append((min([link.bytes_per_second, *ends]), link))
         for width in sorted({capacity for capacity, _ in edges}, reverse=True):
             wide = [link for capacity, link in edges if capacity >= width > 0]
-            latency = _least_latency(wide, a, b)
+            latency = _least_latency(wide, *sorted((a, b)))  # the same both ways
             if latency is not None:
                 return width, latency
         fix = f'add a [[link]] with between = ["{a}", "{b}"], or links that lead there'

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from atoll.errors import InputError
 from atoll.model import Model
 from atoll.modeling import attention, functions, initial, rotary
 from atoll.modeling.decoder import Cache, Decoder
@@ -286,3 +287,23 @@ def test_a_torch_that_knows_no_grouped_heads_gives_the_same(
         expected = decoder(tokens)
         monkeypatch.setattr(attention, "_KNOWS_GROUPS", False)
         torch.testing.assert_close(decoder(tokens), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("form", "feature"),
+    [
+        ({"gated": False}, "feature model.gated"),
+        ({"experts": 4, "top_k": 2, "moe_ffn": 8}, "feature model.experts"),
+        (
+            {
+                "kv_heads": None,
+                "head_dim": None,
+                "mla": {"kv_rank": 8, "rope_dim": 4, "nope_dim": 4, "value_dim": 8},
+            },
+            "feature model.mla",
+        ),
+    ],
+)
+def test_a_form_that_is_not_computed_is_refused(form: dict[str, object], feature: str) -> None:
+    with pytest.raises(InputError, match=feature):
+        Decoder(model_of(**form))

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
+from atoll.cli import main
+from atoll.plan import plan_trivially
 from atoll.recipe import Recipe
 from atoll.training.target import this_machine
 
@@ -20,3 +24,46 @@ def test_small_grains_get_a_process_a_core_and_large_ones_threads(examples: Path
     )
     assert large == [("here", cores)]
     assert small == ([("here", 1)] if cores == 1 else [(f"core-{i}", 1) for i in range(cores)])
+
+
+@pytest.mark.parametrize(
+    ("override", "feature"),
+    [
+        ("model.gated=false", "feature model.gated = false"),
+        ("precision.compute=bf16", "feature precision.compute = bf16"),
+        ("exchange.every=rounds", "feature exchange.every = rounds"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_before_anything_is_written(
+    examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, feature: str
+) -> None:
+    recipe, run = examples / "recipes" / "tiny.toml", tmp_path / "run"
+    assert main(["train", str(recipe), "--set", override, "--run", str(run)]) == 2
+    assert feature in capsys.readouterr().err
+    plan = tmp_path / "plan.json"
+    plan_trivially(Recipe.load(recipe, [override]), this_machine()).save(plan)
+    assert main(["train", str(plan), "--run", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert feature in error
+    assert "recipe." in error
+    assert list(tmp_path.iterdir()) == [plan]
+
+
+@pytest.mark.parametrize("recipe", ["dense-400b", "moe-700b"])
+def test_the_large_examples_are_for_planning(
+    examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    path, run = examples / "recipes" / f"{recipe}.toml", tmp_path / "run"
+    assert main(["train", str(path), "--run", str(run)]) == 2
+    assert "feature " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fleet_whose_chips_are_still_to_come_is_refused(
+    examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = examples / "recipes" / "tiny.toml", tmp_path / "run"
+    fleet = examples / "fleets" / "scarce-2024.toml"
+    assert main(["train", str(recipe), "--fleet", str(fleet), "--run", str(run)]) == 2
+    assert "first delivery is on 2024-04-01" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -178,6 +178,23 @@ FLEET_FAULTS = [
     ("2024-07-01", '"next July"', "delivery[0].date", "2024-07-01"),
     ('mode = "auto"', 'mode = "fixed"', "island[0].share", "share = 1"),
     ("[shares]", "schema = 9\n[shares]", "schema", "upgrade"),
+    ('chip = "cpu"', 'chip = ["cpu", "h20"]', "island[0].chip", "make two islands"),
+    ('chip = "cpu"', 'chip = "missing.toml"', "island[0].chip", None),
+    ('name = "b"', 'name = "b"\nnodes = 0', "island[1].nodes", "[[delivery]]"),
+    ('name = "b"', 'name = "b"\nnodes = -1', "island[1].nodes", None),
+    ('name = "b"', 'name = "b"\nnetwork = { }', "island[1].network.bandwidth", "200 Gb/s"),
+    (
+        'name = "b"',
+        'name = "b"\nnetwork = { bandwidth = "0 Gb/s" }',
+        "island[1].network.bandwidth",
+        "200 Gb/s",
+    ),
+    (
+        'name = "b"',
+        'name = "b"\nnetwork = { bandwidth = "1 Gb/s", latency = "5 Gb/s" }',
+        "island[1].network.latency",
+        "known units",
+    ),
 ]
 
 

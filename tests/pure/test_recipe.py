@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import atoll.recipe
 from atoll.errors import InputError
-from atoll.recipe import Recipe, differences
+from atoll.recipe import Recipe, differences, require_supported, unsupported_features
 
 PLAIN = {
     "name": "tiny",
@@ -76,7 +76,15 @@ CHANGES = [
     {"schedule": {"kind": "linear"}},
     {"schedule": {"floor": 0.0}},
     {"exact": {"accumulator": "int64"}},
+    {"model": {"gated": False}},
+    {"precision": {"compute": "bf16"}},
+    {"precision": {"compute": "fp16"}},
+    {"precision": {"compute": "fp8"}},
+    {"exchange": {"every": "rounds"}},
 ]
+
+SPARSE = {"experts": 8, "top_k": 2, "moe_ffn": 64}
+LATENT = {"kv_rank": 16, "rope_dim": 4, "nope_dim": 8, "value_dim": 8}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -103,6 +111,8 @@ def test_the_shards_change_the_digest() -> None:
         {"schedule": {"steps": None, "tokens": str(30 * 1024)}},
         {"optimizer": {"weight_decay": 0.1}},
         {"precision": {"compute": "fp32"}},
+        {"exchange": {"every": "step", "steps": 100}},
+        {"model": {"gated": True, "shared_experts": 0, "dense_layers": 0, "moe_every": 1}},
     ],
 )
 def test_whatever_decides_no_bit_leaves_the_digest(change: dict) -> None:
@@ -116,6 +126,93 @@ def test_the_digest_of_a_known_recipe_stays_what_it_was() -> None:
         recipe().digest("0" * 64)
         == "ca494d78df4f9274e88e06864586515b1fb7aaf4b224fe6c29817cc0e66d8577"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("tiny", "06eb7c57537773ccedce2acc50ddce4d25b7783a6a6412d173b2dfa9ddc6b1c1"),
+        ("quickstart", "058a9e0f8e1af3e109574c3b01d7987c228e50cd411080f39fa6f737d55a1d79"),
+        ("quickstart-zh", "742c5fecdc79c3cc83a99c059b93e12e2093dde774e378217519e73519831ad0"),
+    ],
+)
+def test_the_digests_of_the_examples_stay_what_they_were(
+    examples: Path, name: str, digest: str
+) -> None:
+    assert Recipe.load(examples / "recipes" / f"{name}.toml").digest("0" * 64) == digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        SPARSE,
+        {**SPARSE, "top_k": 3},
+        {**SPARSE, "shared_experts": 1},
+        {**SPARSE, "dense_layers": 1},
+        {**SPARSE, "moe_every": 2},
+        {"mla": LATENT},
+        {"mla": {**LATENT, "q_rank": 8}},
+    ],
+)
+def test_the_forms_of_a_model_change_the_digest_and_survive(change: dict) -> None:
+    others = [recipe(), recipe(model=SPARSE), recipe(model={"mla": LATENT})]
+    changed = recipe(model=change)
+    same = change in (SPARSE, {"mla": LATENT})
+    assert sum(one.digest("d") == changed.digest("d") for one in others) == same
+    assert Recipe.from_dict(changed.as_dict()).digest("d") == changed.digest("d")
+    assert Recipe.from_dict(changed.as_dict()).model == changed.model.model_copy(
+        update={
+            "kv_heads": None if changed.model.mla else changed.model.resolved_kv_heads,
+            "head_dim": None if changed.model.mla else changed.model.resolved_head_dim,
+        }
+    )
+
+
+def test_rounds_have_a_number_of_steps() -> None:
+    rounds = recipe(exchange={"every": "rounds", "steps": 500})
+    assert Recipe.from_dict(rounds.as_dict()).exchange.steps == 500
+    assert rounds.digest("d") != recipe(exchange={"every": "rounds"}).digest("d")
+    with pytest.raises(InputError) as caught:
+        recipe(exchange={"steps": 500})
+    assert caught.value.key == "exchange.steps"
+    assert 'every = "rounds"' in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "feature"),
+    [
+        ({"model": SPARSE}, "model.experts", "feature model.experts"),
+        ({"model": {"mla": LATENT}}, "model.mla", "feature model.mla"),
+        ({"model": {"gated": False}}, "model.gated", "feature model.gated = false"),
+        ({"precision": {"compute": "bf16"}}, "precision.compute", "precision.compute = bf16"),
+        ({"exchange": {"every": "rounds"}}, "exchange.every", "exchange.every = rounds"),
+    ],
+)
+def test_what_cannot_be_trained_yet_is_refused_by_name(
+    change: dict, key: str, feature: str
+) -> None:
+    changed = recipe(**change)
+    assert [name for name, _, _ in unsupported_features(changed)] == [key]
+    with pytest.raises(InputError) as caught:
+        require_supported(changed, file="plan.json", prefix="recipe.")
+    assert caught.value.key == f"recipe.{key}"
+    assert feature in caught.value.message
+    require_supported(recipe())
+
+
+def test_all_that_cannot_be_trained_is_named_at_once() -> None:
+    changed = recipe(model={**SPARSE, "gated": False}, precision={"compute": "fp8"})
+    with pytest.raises(InputError) as caught:
+        require_supported(changed)
+    assert caught.value.key == "model.experts"
+    assert "also not supported: model.gated, precision.compute" in str(caught.value.fix)
+
+
+def test_a_table_of_a_preset_is_changed_key_by_key() -> None:
+    base = {**PLAIN, "model": {"preset": "deepseek-v3", "mla": {"kv_rank": 256}}}
+    mla = Recipe.from_dict(base).model.mla
+    assert mla is not None
+    assert (mla.kv_rank, mla.q_rank, mla.rope_dim) == (256, 1536, 64)
 
 
 def test_a_key_added_later_is_left_out_while_it_has_its_default(monkeypatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from atoll import fleet, plan, run
+from atoll import fleet, plan, recipe, run, strict
 from atoll.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +179,25 @@ def documented_keys(heading: str) -> set[str]:
 
 def names_of(noun: type[run.LedgerLine] | type[run.RunRecord] | type[plan.Plan]) -> set[str]:
     return {field.alias or name for name, field in noun.model_fields.items()}
+
+
+def keys_of(noun: type[strict.Noun]) -> set[str]:
+    """Every key of a file of this noun as `table.key`; tables inside tables count as one."""
+    found = set(noun.FILE_KEYS)
+    for name, field in noun.model_fields.items():
+        inner = next(iter(strict._nouns_in(field.annotation)), None)
+        if inner is None or noun not in (recipe.Recipe, fleet.Fleet):
+            found.add(name)
+        else:
+            found |= {f"{name}.{key}" for key in keys_of(inner)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("heading", "noun"), [("Recipe files", recipe.Recipe), ("Fleet files", fleet.Fleet)]
+)
+def test_recipes_and_fleets_have_the_documented_keys(heading: str, noun: type[strict.Noun]) -> None:
+    assert documented_keys(heading) == keys_of(noun)
 
 
 def test_the_ledger_has_the_documented_keys() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from atoll import strict
+from atoll.facts.chip import Chip
 
 
 class Stack(strict.Noun):
@@ -25,12 +27,25 @@ class Stack(strict.Noun):
 
 
 class _Stacks(strict.Noun):
-    software: list[Stack]
+    plan: dict[str, str]
+    software: list[Stack] = Field(min_length=1)
 
 
 @cache
-def stacks() -> tuple[Stack, ...]:
-    """All known stacks in the order in which they are tried."""
+def _file() -> _Stacks:
     path = Path(str(resources.files("atoll.facts"))) / "software.toml"
     data = strict.take_schema(strict.load_toml(path), file=path)
-    return tuple(strict.validate(_Stacks, data, file=path).software)
+    return strict.validate(_Stacks, data, file=path)
+
+
+def stack_of(name: str) -> Stack:
+    """The stack that a name means; the last of the file, a present-day one, if none fits."""
+    known = _file().software
+    return next((s for s in known if re.search(s.pattern, name, re.IGNORECASE)), known[-1])
+
+
+def stack_for(chip: Chip) -> Stack:
+    """The stack that a plan expects on a chip."""
+    named = _file().plan
+    name = named.get(chip.plugin or "") or named.get(chip.backend) or named["other"]
+    return stack_of(name)

@@ -12,16 +12,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from atoll.planning.correction import Array, Features, Likeness, Table, features_of
 from atoll.planning.cost import Coefficients, step_cost
 from atoll.planning.published import Case, Published, Unusable, case_of
-
-PRIOR = 0.35
-"""Doubt of a coefficient's logarithm before any run is seen."""
 
 FRACTIONS = {
     "matmul": 0.97, "eight_bit": 1.0, "experts": 1.0, "flash": 1.0, "plain": 1.0, "memory": 0.92,
@@ -97,7 +94,10 @@ class Calibration:
     def __init__(
         self, runs: Sequence[Known], likeness: Likeness, start: Coefficients | None = None
     ) -> None:
-        """Fits; about two seconds for a thousand runs from scratch, less from a good start."""
+        """Fits from `Coefficients()`, which were chosen before any run was seen.
+
+        From `start`, the result of an earlier fit, only what `held_out` needs is computed again.
+        """
         self.runs, self.likeness = list(runs), likeness
         self._cases = [run.case for run in runs]
         self._y = np.array([math.log(run.seconds) for run in runs])
@@ -107,12 +107,12 @@ class Calibration:
         self._noise = likeness.noise * np.array(
             [NOISE_OF.get(run.row.completeness, 6.0) for run in runs]
         )
-        x = self._fit_alone() if start is None else _logs(start)
         self._near = likeness.between(self._table, self._table)
-        for _ in range(3 if start is None else 1):
+        self._at: tuple[Array, Array, Array] | None = None
+        x = np.minimum(self._prior, self._top) if start is None else _logs(start)
+        for _ in range(6 if start is None else 0):
             x = self._solve(x)
-        self._solve(x, move=False)
-        self._x = x
+        self._solve(x)
         self.coefficients = _coefficients(x)
 
     def _jacobian(self, x: Array, at: Array) -> Array:
@@ -123,50 +123,17 @@ class Calibration:
             columns.append((log_formula(_coefficients(moved), self._cases) - at) / STEP)
         return np.array(columns).T
 
-    def _fit_alone(self, rounds: int = 8) -> Array:
-        """The formula's coefficients without the process: robust Gauss-Newton with a prior.
-
-        Each source counts by the root of its number of rows, so that one long table does not
-        decide alone; errors above 10 % count linearly.
-        """
-        counts = Counter(run.row.source for run in self.runs)
-        share = np.array([3.0 / math.sqrt(counts[run.row.source]) for run in self.runs])
-        x, damping = np.minimum(self._prior, self._top), 1e-3
-        at = log_formula(_coefficients(x), self._cases)
-        value = self._loss(at, x, share)
-        for _ in range(rounds):
-            jacobian = self._jacobian(x, at)
-            error = at - self._y
-            weight = share * np.minimum(1.0, 0.1 / np.maximum(np.abs(error), 1e-9)) / 0.01
-            normal = jacobian.T @ (jacobian * weight[:, None]) + np.eye(len(x)) / PRIOR**2
-            slope = jacobian.T @ (weight * error) + (x - self._prior) / PRIOR**2
-            for _ in range(6):
-                damped = normal + damping * np.diag(np.diag(normal))
-                step = np.clip(np.linalg.solve(damped, -slope), -0.7, 0.7)
-                tried = np.minimum(x + step, self._top)
-                tried_at = log_formula(_coefficients(tried), self._cases)
-                tried_value = self._loss(tried_at, tried, share)
-                if tried_value < value:
-                    break
-                damping *= 5.0
-            else:
-                return x
-            x, at, value, damping = tried, tried_at, tried_value, max(damping / 5.0, 1e-6)
-        return x
-
-    def _loss(self, at: Array, x: Array, share: Array) -> float:
-        error = np.abs(at - self._y)
-        huber = np.where(error < 0.1, 0.5 * error**2, 0.1 * (error - 0.05))
-        prior = 0.5 * (((x - self._prior) / PRIOR) ** 2).sum()
-        return float((share * huber).sum() / 0.01 + prior)
-
-    def _solve(self, x: Array, *, move: bool = True) -> Array:
+    def _solve(self, x: Array) -> Array:
         """One step of the joint fit around `x`; keeps what `held_out` and `weights` need."""
-        at = log_formula(_coefficients(x), self._cases)
+        if self._at is None or not np.array_equal(self._at[0], x):
+            at = log_formula(_coefficients(x), self._cases)
+            self._at = (x, at, self._jacobian(x, at))
+        _, at, whole = self._at
         free = x < self._top - 1e-9
-        jacobian = self._jacobian(x, at)[:, free]
+        jacobian = whole[:, free]
         rest = self._y - at - jacobian @ (self._prior - x)[free]
-        covariance = self._near + PRIOR**2 * jacobian @ jacobian.T
+        doubt = self.likeness.coefficients**2
+        covariance = self._near + doubt * jacobian @ jacobian.T
         noise = self._noise.copy()
         for _ in range(2):
             inverse = np.linalg.inv(covariance + np.diag(noise))
@@ -175,10 +142,8 @@ class Calibration:
             noise = self._noise * np.maximum(1.0, np.abs(left_out) / 0.3) ** 2
         self._inverse = np.linalg.inv(covariance + np.diag(noise))
         self.weights = self._inverse @ rest
-        if not move:
-            return x
         moved = x.copy()
-        moved[free] = self._prior[free] + PRIOR**2 * jacobian.T @ self.weights
+        moved[free] = self._prior[free] + doubt * jacobian.T @ self.weights
         step = np.clip(moved - x, -0.3, 0.3)
         return np.minimum(x + step, self._top)
 
@@ -191,13 +156,15 @@ class Calibration:
             predicted[block] -= np.linalg.solve(inverse, self.weights[block])
         return predicted
 
-    def table(self) -> Table:
-        """The features of the runs."""
-        return self._table
-
-    def with_likeness(self, likeness: Likeness) -> Calibration:
-        """The same runs under another likeness, starting from these coefficients."""
-        return Calibration(self.runs, likeness, self.coefficients)
+    def again(self, likeness: Likeness) -> Calibration:
+        """The same runs under another likeness, linear around these coefficients: no new fit."""
+        other = object.__new__(Calibration)
+        other.__dict__.update(self.__dict__)
+        other.likeness = likeness
+        other._noise = likeness.noise / self.likeness.noise * self._noise
+        other._near = likeness.between(self._table, self._table)
+        other._solve(_logs(self.coefficients))
+        return other
 
 
 def errors(predicted: Array, measured: Array) -> Array:
@@ -209,8 +176,3 @@ def errors(predicted: Array, measured: Array) -> Array:
 def known_by(runs: Sequence[Known], by: str) -> list[str]:
     """The group of each run: by "group" (source, chip and model) or by "source"."""
     return [run.row.group if by == "group" else run.row.source for run in runs]
-
-
-def scaled(likeness: Likeness, **factors: float) -> Likeness:
-    """A likeness with some of its variances multiplied."""
-    return replace(likeness, **{k: getattr(likeness, k) * v for k, v in factors.items()})

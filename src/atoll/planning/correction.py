@@ -99,7 +99,8 @@ class Likeness:
     """How alike two runs are: variances of each cause, and the scale of each number.
 
     `near_*` apply to the part that decays with distance (a rational quadratic), the others to
-    whatever shares the label.
+    whatever shares the label. `noise` is what no two runs share, `coefficients` the doubt of the
+    logarithm of each coefficient of the formulas before any run is seen.
     """
 
     source: float = 0.004
@@ -112,6 +113,7 @@ class Likeness:
     near_source: float = 0.006
     near_stack: float = 0.004
     noise: float = 0.002
+    coefficients: float = 0.15
     scales: tuple[float, ...] = (3.0,) * len(NUMBERS)
 
     def between(self, a: Table, b: Table) -> Array:
@@ -127,7 +129,7 @@ class Likeness:
 
         source, stack, family, chip = (same(x) for x in ("source", "stack", "family", "chip"))
         kind = chip & family & same("format") & same("sparse")
-        covariance: Array = (
+        found: Array = (
             self.source * source
             + self.stack * stack
             + self.family * family
@@ -136,7 +138,7 @@ class Likeness:
             + self.model * same("model")
             + near * (self.near + self.near_source * source + self.near_stack * (stack & chip))
         )
-        return covariance
+        return found
 
 
 class Correction:
@@ -169,10 +171,7 @@ def fitted_folder() -> Path:
 def fitted() -> Mapping[str, Mapping[str, float]]:
     """The tables of facts/fitted/cost.toml."""
     path = fitted_folder() / "cost.toml"
-    tables: Mapping[str, Mapping[str, float]] = strict.take_schema(
-        strict.load_toml(path), file=path
-    )
-    return tables
+    return strict.take_schema(strict.load_toml(path), file=path)
 
 
 def likeness_of(table: Mapping[str, float]) -> Likeness:

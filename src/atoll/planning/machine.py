@@ -49,6 +49,7 @@ class Machine:
     link: float
     network: float
     mesh: bool = False
+    devices_per_chip: int = 1
     link_latency: float = 5e-6
     network_latency: float = 15e-6
     matmul: float | None = None
@@ -136,6 +137,7 @@ def machine_of(
         memory=memory,
         memory_bandwidth=bandwidth,
         node_devices=node_chips * devices,
+        devices_per_chip=devices,
         domain=max(1, domain * devices),
         link=float(link or 0.0) / devices,
         network=float(wire or link or 0.0) / devices,

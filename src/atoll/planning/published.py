@@ -10,11 +10,12 @@ import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 from atoll import facts, strict
 from atoll.errors import InputError
-from atoll.facts.stacks import Stack, stacks
+from atoll.facts.stacks import stack_of
 from atoll.plan import Layout
 from atoll.planning.machine import Machine, machine_of
 from atoll.planning.memory import MemoryCoefficients, memory_use
@@ -93,6 +94,11 @@ class Published:
         if total and length:
             return sequences * length / total
         return direct
+
+
+def runs_folder() -> Path:
+    """Where the published runs of the package lie."""
+    return Path(str(resources.files("atoll.facts"))) / "runs"
 
 
 def read_runs(path: Path | str) -> list[Published]:
@@ -208,7 +214,7 @@ def _network(text: str, node_chips: int) -> float | None:
     many = re.search(r"(\d+)x\s?(\d+)\s?G", text)
     if many:
         return int(many[1]) * int(many[2]) * 1e9 / 8 / node_chips
-    one = re.search(r"(\d+)\s?(?:Gb/s|Gbps|G)\b[^;,(]*?(?:per |/)(node|GPU|NPU|chip)", text)
+    one = re.search(r"(\d+)\s?(?:Gb/s|Gbps|G)\b[^;,(]*?(?:per |/)([A-Za-z]+)", text)
     if not one:
         return None
     return int(one[1]) * 1e9 / 8 / (node_chips if one[2] == "node" else 1)
@@ -310,14 +316,6 @@ def _year(text: str) -> float | None:
         return None
     month = re.search(r"20\d\d-(\d\d)\b", text)
     return sum(years) / len(years) + ((int(month[1]) - 0.5) / 12 if month else 0.5)
-
-
-def stack_of(name: str) -> Stack:
-    """The stack that a name means; the last of the file, a present-day one, if none fits."""
-    for stack in stacks():
-        if re.search(stack.pattern, name, re.IGNORECASE):
-            return stack
-    return stacks()[-1]
 
 
 def _zero(row: Published, lanes: int) -> tuple[int, int | None]:

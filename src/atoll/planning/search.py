@@ -93,6 +93,8 @@ def search(problem: Problem) -> Found:
 
 def same_way(a: Way, b: Way) -> bool:
     """Whether two ways use the same islands in the same manner."""
+    if len(a.names) == len(b.names) == 1 and a.chain is b.chain:
+        return a.names == b.names
     return set(a.names) == set(b.names) and a.every == b.every and a.chain is b.chain
 
 
@@ -226,39 +228,51 @@ def _grown(
 
 
 def what_helps(problem: Problem, found: Found) -> list[tuple[str, float]]:
-    """Grains a second that one more node of each island, or twice a link, would add; most first."""
-    if found.best.chain is not None:
+    """Grains a second that more of something would add, the most first.
+
+    More nodes of an island: as many as one more lane takes, divided by them, so that the answer is
+    for one node. Whole lanes and whole grains make the true gain a staircase; this is its slope.
+    """
+    if found.best.chain is not None or problem.shares:
         return []
-    now = problem.grains / found.best.seconds
+    now = problem.grains / slope_seconds(problem, found.best)
     gains = []
     for place in problem.places:
-        if place.name in found.options:
-            more = _one_more_node(problem, found, place)
-            gains.append((f"one more node of {place.name} ({place.machine.chip})", more - now))
+        for option in found.options.get(place.name, ())[:1]:
+            chosen = found.best.split.options.get(place.name, option)
+            gains.append(
+                (f"one more node of {place.name}", _node_gain(problem, found, place, chosen))
+            )
     for name, fleet in wider(problem.fleet):
-        wide = replace(problem, fleet=fleet)
-        way = best_way(wide, found.options, problem.every)
-        gains.append((f"twice the bandwidth of {name}", problem.grains / way.seconds - now))
-    kept = [(what, gain) for what, gain in gains if gain > 1e-9 * now]
+        way = best_way(replace(problem, fleet=fleet), found.options, problem.every)
+        if way.seconds < found.best.seconds * (1.0 - 1e-9):
+            better = problem.grains / way.seconds - problem.grains / found.best.seconds
+            gains.append((f"twice the bandwidth of {name}", better))
+    kept = [(what, gain) for what, gain in gains if gain > 1e-7 * now]
     return sorted(kept, key=lambda entry: -entry[1])
 
 
-def _one_more_node(problem: Problem, found: Found, place: Place) -> float:
-    """Grains a second with another node on an island, its layout kept but for the lanes."""
-    chosen = found.best.split.options.get(place.name) or found.options[place.name][0]
-    keep = ("tp", "pp", "cp", "ep", "vpp", "zero", "microbatch", "recompute")
-    only = {key: getattr(chosen.layout, key) for key in keep}
-    devices = place.devices + place.machine.node_devices
-    share = max(1, found.best.split.grains.get(place.name, 1))
-    more, _ = island_options(
-        place.work, place.machine, devices, grain=problem.grain, grains=problem.grains, share=share,
-        coefficients=problem.coefficients, correct=place.correct, only=only,
-    )  # fmt: skip
-    options = {**found.options, place.name: [*more, *found.options[place.name]]}
-    names = tuple(dict.fromkeys((*found.best.names, place.name)))
-    ways = [way_of(problem, options, found.best.names, problem.every)]
-    ways.append(way_of(problem, options, names, problem.every))
-    return problem.grains / min(way.seconds for way in ways)
+def slope_seconds(problem: Problem, way: Way, extra: Option | None = None) -> float:
+    """Seconds of a step if lanes and grains could be cut as fine as one likes.
+
+    Islands with fixed seconds f, each e and d lanes are done together at t with
+    sum of d (t - f) / e = grains; `extra` is one more lane.
+    """
+    options = [*way.split.options.values(), *([extra] if extra is not None else [])]
+    lanes = [option.layout.dp for option in way.split.options.values()] + ([1] if extra else [])
+    rates = [lane / option.each for lane, option in zip(lanes, options, strict=True)]
+    begun = sum(rate * option.fixed for rate, option in zip(rates, options, strict=True))
+    return (problem.grains + begun) / sum(rates) + way.seen
+
+
+def _node_gain(problem: Problem, found: Found, place: Place, option: Option) -> float:
+    """Grains a second for one more node of an island that takes part; 0 for one that does not."""
+    if place.name not in found.best.split.options:
+        return 0.0
+    nodes = option.layout.lane_devices / place.machine.node_devices
+    before = problem.grains / slope_seconds(problem, found.best)
+    after = problem.grains / slope_seconds(problem, found.best, option)
+    return (after - before) / nodes
 
 
 def wider(fleet: Fleet) -> list[tuple[str, Fleet]]:

@@ -1,0 +1,312 @@
+"""Commands about plans: plan, validate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atoll.cli.output import Json, note, print_json
+from atoll.errors import InputError
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from atoll.planning.planner import Answer, Asked
+
+RecipeFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RECIPE]", help="The recipe (TOML).", show_default=False),
+]
+FleetArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[FLEET]", help="The fleet (TOML).", show_default=False),
+]
+What = Annotated[
+    Path | None,
+    typer.Option(
+        "--what",
+        metavar="FLEET",
+        help="Ask the first question instead: which known models could this fleet train, and how "
+        "large a model is compute-optimal, within --days.",
+        show_default=False,
+    ),
+]
+Days = Annotated[float, typer.Option(metavar="N", min=0.01, help="With --what: how many days.")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="DATE",
+        help="The first day (2024-07-01): the fleet as it stands then, deliveries and "
+        "withdrawals applied. Today, and no deliveries, if not given.",
+        show_default=False,
+    ),
+]
+LayoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="KEYS",
+        help="Fix keys of every island's layout: tp=8,pp=4,microbatch=1,recompute=full ...",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one key of the recipe.", show_default=False
+    ),
+]
+ExchangeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--exchange",
+        metavar="step|rounds",
+        help="How often islands exchange; the recipe's if not given (it decides bits).",
+        show_default=False,
+    ),
+]
+Executor = Annotated[
+    str,
+    typer.Option(metavar="auto|atoll", help="atoll searches only what `atoll train` runs today."),
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the plan file (JSON).", show_default=False),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write a one-page report (HTML).", show_default=False),
+]
+Emit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOOL",
+        help="Write launch files for another tool: torchtitan, torchtitan-npu, megatron, "
+        "mindspeed, flagscale or skypilot.",
+        show_default=False,
+    ),
+]
+To = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="With --emit: the folder to write.", show_default=False),
+]
+Facts = Annotated[
+    Path | None,
+    typer.Option(
+        "--facts",
+        metavar="DIR",
+        help="A folder of your own facts: measured/*.toml by `atoll measure` go before "
+        "published numbers.",
+        show_default=False,
+    ),
+]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrate",
+        metavar="CSV",
+        help="Runs of your own cluster (columns as in docs/validate.md): one factor a chip.",
+        show_default=False,
+    ),
+]
+
+
+def plan(
+    recipe: RecipeFile = None,
+    fleet: FleetArgument = None,
+    what: What = None,
+    days: Days = 60.0,
+    from_: From = None,
+    layout: LayoutOption = None,
+    set_: Overrides = None,
+    exchange: ExchangeOption = None,
+    executor: Executor = "auto",
+    save: Save = None,
+    report: Report = None,
+    emit: Emit = None,
+    to: To = None,
+    facts: Facts = None,
+    calibrate: Calibrate = None,
+    json: Json = False,
+) -> int:
+    """Find out which model, on which chips, laid out how, is done when.
+
+    \b
+    Example:
+      atoll plan examples/recipes/dense-400b.toml examples/fleets/hundred-thousand.toml
+      atoll plan RECIPE FLEET --save plan.json --report plan.html
+      atoll plan RECIPE FLEET --layout tp=8,pp=4 --emit megatron --to launch
+      atoll plan --what examples/fleets/scarce-2024.toml --days 60 --from 2024-07-01
+
+    Needs no accelerator and no torch. Every number has a range and says what it rests on. Exit
+    code 1: the model fits nowhere, and the message says by how much.
+    """
+    asked = _asked(
+        from_=from_, layout=layout, exchange=exchange, executor=executor, facts=facts,
+        calibrate=calibrate,
+    )  # fmt: skip
+    if what is not None:
+        if recipe is not None:
+            fix = "atoll plan --what FLEET, or atoll plan RECIPE FLEET"
+            raise InputError("--what asks about all models: leave the recipe out", fix=fix)
+        return _what(what, days=days, asked=asked, json=json)
+    if recipe is None or fleet is None:
+        fix = "atoll plan RECIPE FLEET, or atoll plan --what FLEET --days 60"
+        raise InputError("a recipe and a fleet are needed", fix=fix)
+    if (emit is None) != (to is None):
+        raise InputError("--emit and --to go together", fix="--emit megatron --to launch")
+    _require_writable(save, report)
+    from atoll.fleet import Fleet
+    from atoll.planning.explain import as_json, plan_of
+    from atoll.planning.planner import plan as find
+    from atoll.recipe import Recipe
+
+    answer = find(Recipe.load(recipe, set_ or []), Fleet.load(fleet), asked)
+    written = plan_of(answer)
+    if save is not None:
+        written.save(save)
+    if report is not None:
+        from atoll.planning.report import report_of
+
+        report.write_text(report_of(answer), encoding="utf-8")
+    files = []
+    if emit is not None and to is not None:
+        from atoll.planning.emit import emit as write_files
+
+        files = write_files(written, emit, to)
+    if json:
+        print_json(as_json(answer) | {"files": [str(path) for path in files]})
+    else:
+        _show(answer)
+    for path in (save, report, *files):
+        if path is not None:
+            note(f"wrote {path}")
+    return 0
+
+
+def _asked(
+    *,
+    from_: str | None,
+    layout: str | None,
+    exchange: str | None,
+    executor: str,
+    facts: Path | None,
+    calibrate: Path | None,
+) -> Asked:
+    """The flags as one noun. InputError for whatever is wrong."""
+    from atoll.facts.measured import measured_in
+    from atoll.plan import Layout
+    from atoll.planning.planner import Asked
+
+    _one_of("--exchange", exchange, ("step", "rounds"))
+    _one_of("--executor", executor, ("auto", "atoll"))
+    factors = {}
+    if calibrate is not None:
+        from atoll.planning.validate import factors_of
+
+        factors = factors_of(calibrate)
+    return Asked(
+        day=_day(from_),
+        only=Layout.parse(layout) if layout is not None else {},
+        every=exchange,
+        executor=executor,
+        measured=measured_in(facts) if facts is not None else {},
+        factors=factors,
+    )
+
+
+def _one_of(flag: str, value: str | None, allowed: tuple[str, ...]) -> None:
+    if value is not None and value not in allowed:
+        fix = "allowed: " + ", ".join(allowed)
+        raise InputError("is not allowed here", key=flag, value=value, fix=fix)
+
+
+def _day(text: str | None) -> date | None:
+    from datetime import date
+
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        message = "is no date"
+        raise InputError(message, key="--from", value=text, fix="write 2024-07-01") from None
+
+
+def _require_writable(*paths: Path | None) -> None:
+    """InputError for a file that could not be written, before anything is computed."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            why = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
+            raise InputError(why, file=path, fix="name a file in a folder that exists")
+
+
+def _show(answer: Answer) -> None:
+    """The answer on one screen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from atoll.planning.explain import headline, shown_islands
+
+    console = Console(highlight=False)
+    for name, value in headline(answer):
+        console.print(f"[bold]{name:<10}[/]{value}", soft_wrap=True)
+    console.print()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    head, rows = shown_islands(answer)
+    for name in head:
+        table.add_column(name, justify="left" if name in ("island", "chip", "layout") else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for title, lines in (
+        ("what would help", [f"{what}: +{gain:,.0f} tokens/s" for what, gain in answer.helps[:5]]),
+        ("why not", [f"{one.what}: {one.why}" for one in answer.rejected[:9]]),
+        ("notes", answer.notes),
+    ):
+        if lines:
+            console.print(f"\n[dim]{title}[/]")
+            for line in lines:
+                console.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+def _what(fleet: Path, *, days: float, asked: Any, json: bool) -> int:
+    """The first question: every known model, and the compute-optimal size."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from atoll.fleet import Fleet
+    from atoll.planning.what import as_json, what
+
+    stages: list[str] = []
+    console = Console(stderr=True)
+    with console.status("planning every known model ...", spinner="line"):
+        found = what(Fleet.load(fleet), days=days, asked=asked, report=stages.append)
+    if json:
+        print_json(as_json(found))
+        return 0
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in (
+        "model",
+        "parameters",
+        "active",
+        "tokens",
+        "days",
+        "low",
+        "high",
+        "chips",
+        "binds",
+    ):
+        table.add_column(name, justify="left" if name in ("model", "binds") else "right")
+    for row in found.rows():
+        table.add_row(*row)
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(f"\n{found.summary()}", soft_wrap=True, markup=False)
+    return 0
+
+
+COMMANDS = (plan,)

@@ -1,0 +1,344 @@
+"""Planner: the one function that turns a recipe and a fleet into an answer.
+
+It looks everything up (chips, stacks, measurements, fitted coefficients), asks `search`, and puts
+doubt on what it found. An `Answer` is for people and pages; `Answer.plan` is the file that verbs
+pass on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+from atoll import facts
+from atoll.errors import AtollError, InputError
+from atoll.facts.measured import Measured
+from atoll.facts.stacks import stack_for
+from atoll.fleet import Fleet, Island
+from atoll.plan import Estimate, Layout, LeftOut, Plan
+from atoll.planning import search as searching
+from atoll.planning.correction import correction, features_of, fitted
+from atoll.planning.cost import Coefficients, Cost
+from atoll.planning.machine import Machine, machine_of
+from atoll.planning.memory import MemoryCoefficients
+from atoll.planning.options import USABLE, Coefficient, Option, spread_of
+from atoll.planning.problem import Place, Problem
+from atoll.planning.search import DoesNotFit, Found, Way
+from atoll.planning.work import Shape, Software, Work
+from atoll.recipe import Recipe
+from atoll.units import format_bytes
+
+PRESENT = 2025.5
+"""The year of the software that a plan expects, as published runs of that time used it."""
+
+
+class NoPlan(AtollError):
+    """No feasible plan exists; the message says why, by how much, and what would make one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is asked for besides recipe and fleet.
+
+    `day` picks the stock; `only` fixes keys of the layouts; `every` overrides how often islands
+    exchange; `executor` is "auto" or "atoll". `measured` are measurements by chip, `factors`
+    calibrations by chip.
+    """
+
+    day: date | None = None
+    only: Mapping[str, Any] = field(default_factory=dict)
+    every: str | None = None
+    executor: str = "auto"
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IslandAnswer:
+    """An island that takes part: its layout, its grains, where its time and memory go."""
+
+    island: Island
+    machine: Machine
+    work: Work
+    layout: Layout
+    grains: int
+    seconds: float
+    memory: Mapping[str, float]
+    memory_size: float
+    cost: Cost | None
+    factor: float
+    stages: tuple[int, ...] = ()
+
+    @property
+    def memory_used(self) -> float:
+        """Bytes on the fullest device."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a recipe on a fleet comes to; seconds, bytes and FLOP/s."""
+
+    recipe: Recipe
+    fleet: Fleet
+    day: date | None
+    islands: tuple[IslandAnswer, ...]
+    way: Way
+    every: str
+    step_seconds: Estimate
+    tokens_per_second: Estimate
+    mfu: float
+    steps: int
+    finish_seconds: Estimate
+    rejected: tuple[LeftOut, ...]
+    helps: tuple[tuple[str, float], ...]
+    notes: tuple[str, ...]
+    executor: str
+    executor_why: str
+    contract: str
+    search_seconds: float
+
+    @property
+    def chips(self) -> int:
+        """Chips that take part."""
+        return sum(
+            answer.layout.num_devices // max(1, answer.machine.devices_per_chip)
+            for answer in self.islands
+        )
+
+    def finish_days(self) -> tuple[date, date, date] | None:
+        """Low, mid and high day of the last step; None beyond the calendar."""
+        begin = self.day or date.today()
+        seconds = (self.finish_seconds.low, self.finish_seconds.mid, self.finish_seconds.high)
+        try:
+            low, mid, high = (begin + timedelta(seconds=s) for s in seconds)
+        except OverflowError:
+            return None
+        return low, mid, high
+
+
+def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
+    """The best plan. InputError for what is wrong; `NoPlan` if nothing fits, saying by how much."""
+    asked = asked or Asked()
+    begun = time.perf_counter()
+    problem, skipped = problem_of(recipe, fleet, asked)
+    try:
+        found = searching.search(problem)
+    except DoesNotFit as misfit:
+        raise no_plan(misfit) from None
+    return _answer(recipe, problem, found, asked, skipped, begun)
+
+
+def problem_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> tuple[Problem, list[LeftOut]]:
+    """What the search needs, and the islands that cannot take part, with the reason."""
+    stock = fleet.stock(asked.day)
+    shape = Shape.of(model_of(recipe))
+    places, skipped, faults = [], [], []
+    for island in stock.island:
+        try:
+            places.append(_place(recipe, shape, island, asked))
+        except InputError as fault:
+            faults.append(fault)
+            skipped.append(LeftOut(what=island.name, why=f"{fault.value}: {fault.message}"))
+    if not places:
+        raise faults[0]
+    given = {island.name: island.share for island in stock.island if island.share is not None}
+    fixed = given if stock.shares.mode == "fixed" else {}
+    tables = fitted()
+    coefficients = Coefficient(
+        time=Coefficients(**tables["time"]), memory=MemoryCoefficients(**tables["memory"])
+    )
+    only = dict(asked.only)
+    if asked.executor == "atoll":
+        only = {**only, **atoll_layout(recipe)}
+    problem = Problem(
+        places=places, fleet=stock, grain=recipe.batch.grain, grains=recipe.num_grains,
+        every=asked.every or recipe.exchange.every, round_steps=recipe.exchange.steps,
+        coefficients=coefficients, only=only, shares=fixed,
+    )  # fmt: skip
+    return problem, skipped
+
+
+def atoll_layout(recipe: Recipe) -> dict[str, Any]:
+    """The layouts that Atoll's own trainer runs today: one device a lane, nothing sharded."""
+    return {
+        "tp": 1, "pp": 1, "cp": 1, "ep": 1, "vpp": 1, "zero": 0, "recompute": "none",
+        "microbatch": recipe.batch.grain,
+    }  # fmt: skip
+
+
+def model_of(recipe: Recipe) -> Any:
+    """The recipe's model with its vocabulary. InputError if only a text could tell it."""
+    model = recipe.model
+    if model.vocab is not None:
+        return model
+    if recipe.data.tokenizer.train is not None:
+        return model.with_vocab(recipe.data.tokenizer.train)
+    fix = "write model.vocab: a plan reads no text and no tokenizer"
+    raise InputError("the vocabulary is not known", key="model.vocab", fix=fix)
+
+
+def _place(recipe: Recipe, shape: Shape, island: Island, asked: Asked) -> Place:
+    """An island with its machine, its stack, and what published runs say about the two."""
+    chip = facts.chip(island.chip)
+    network = island.network
+    machine = machine_of(
+        chip,
+        node_chips=island.chips_per_node,
+        nodes=island.nodes,
+        network=network.bytes_per_second if network is not None else None,
+        network_latency=network.latency_seconds if network is not None else None,
+        measured=asked.measured.get(chip.name),
+    )
+    stack = stack_for(chip)
+    software = Software(
+        family=stack.family, flash=PRESENT >= stack.flash_since, fused=stack.fused,
+        overlap=stack.overlap, overlap_tp=stack.overlap_tp, year=max(PRESENT, stack.year),
+    )  # fmt: skip
+    work = Work(
+        shape=shape, sequence=recipe.model.context, precision=recipe.precision.compute,
+        software=software,
+    )  # fmt: skip
+    factor = asked.factors.get(chip.name, 1.0)
+    return Place(island=island, machine=machine, work=work, correct=_corrector(machine, factor))
+
+
+def _corrector(
+    machine: Machine, factor: float
+) -> Callable[[Work, Machine, Sequence[tuple[Layout, int]]], Sequence[float]] | None:
+    """What published runs say; a chip that was measured, or never published, speaks for itself."""
+    if machine.measured is not None:
+        return (lambda work, _, tried: [factor] * len(tried)) if factor != 1.0 else None
+
+    def correct(work: Work, on: Machine, tried: Sequence[tuple[Layout, int]]) -> Sequence[float]:
+        features = [features_of(work, layout, on, m) for layout, m in tried]
+        return [factor * math.exp(value) for value in correction().log_factor(features)]
+
+    return correct
+
+
+def no_plan(misfit: DoesNotFit) -> NoPlan:
+    """The error for a model that fits nowhere: how many bytes too many on which chip, and the fix."""
+    if not misfit.misfits:
+        return NoPlan("no layout divides this model on any island of the fleet")
+    lines = []
+    places = {place.name: place for place in misfit.problem.places}
+    for name, tight in misfit.misfits.items():
+        place = places[name]
+        lines.append(
+            f"{name}: {format_bytes(tight.need - tight.have)} too many on each {place.machine.chip} "
+            f"({format_bytes(tight.need)} of {format_bytes(tight.have)} usable) with its most "
+            f"sparing layout, {tight.layout.describe()}"
+        )
+    name, tight = min(misfit.misfits.items(), key=lambda entry: entry[1].need / entry[1].have)
+    place = places[name]
+    nodes = math.ceil(place.island.nodes * tight.need / tight.have)
+    fix = f"what would make it fit: about {nodes} nodes on {name} instead of {place.island.nodes}"
+    fix += ", or chips with more memory, or a shorter context or smaller model"
+    return NoPlan("the model fits on no island\n  " + "\n  ".join([*lines, fix]))
+
+
+def _answer(
+    recipe: Recipe,
+    problem: Problem,
+    found: Found,
+    asked: Asked,
+    skipped: list[LeftOut],
+    begun: float,
+) -> Answer:
+    """The search's result with doubt, reasons and a finish."""
+    from atoll.planning import explain
+
+    way = found.best
+    islands = island_answers(problem, way)
+    low, high = _doubt(islands)
+    basis = "measured" if all(one.machine.measured is not None for one in islands) else "fitted"
+    step = Estimate(low=way.seconds * low, mid=way.seconds, high=way.seconds * high, basis=basis)
+    tokens = recipe.tokens_per_step
+    steps = recipe.total_steps()
+    flops = islands[0].work.shape.flops_per_token(recipe.model.context) * tokens
+    peak = sum(one.machine.speed(one.work.precision) * one.layout.num_devices for one in islands)
+    executor, why = explain.executor_of(recipe, islands, way, problem)
+    helps = searching.what_helps(problem, found)
+    sequences = problem.grain * recipe.model.context
+    return Answer(
+        recipe=recipe, fleet=problem.fleet, day=asked.day, islands=islands, way=way,
+        every=way.every, step_seconds=step,
+        tokens_per_second=Estimate(
+            low=tokens / step.high, mid=tokens / step.mid, high=tokens / step.low, basis=basis
+        ),
+        mfu=flops / (way.seconds * peak), steps=steps,
+        finish_seconds=Estimate(
+            low=step.low * steps, mid=step.mid * steps, high=step.high * steps, basis=basis
+        ),
+        rejected=(*explain.rejected(problem, found), *skipped),
+        helps=tuple((what, gain * sequences) for what, gain in helps),
+        notes=tuple(explain.notes(problem, islands, way, low, high)),
+        executor=executor, executor_why=why, contract=explain.contract_of(islands, way),
+        search_seconds=time.perf_counter() - begun,
+    )  # fmt: skip
+
+
+def island_answers(problem: Problem, way: Way) -> tuple[IslandAnswer, ...]:
+    """The islands that take part, in the fleet's order (of the chain: in its order)."""
+    places = {place.name: place for place in problem.places}
+    if way.chain is not None:
+        return tuple(
+            IslandAnswer(
+                island=places[part.name].island, machine=places[part.name].machine,
+                work=places[part.name].work, grains=problem.grains,
+                layout=part.layout.model_copy(update={"pp": len(part.layers)}),
+                seconds=way.seconds, memory={"all": part.memory},
+                memory_size=places[part.name].machine.memory, cost=None, factor=1.0,
+                stages=part.layers,
+            )
+            for part in way.chain.parts
+        )  # fmt: skip
+    return tuple(
+        _island_answer(places[name], way.split.options[name], way.split.grains[name], problem)
+        for name in places
+        if name in way.split.grains
+    )
+
+
+def _island_answer(place: Place, option: Option, grains: int, problem: Problem) -> IslandAnswer:
+    """An island's part, its costs computed for its own share."""
+    from atoll.planning.cost import step_cost
+
+    per_grain = problem.grain // option.layout.microbatch
+    turns = -(-grains // option.layout.dp) * per_grain
+    cost = step_cost(place.work, option.layout, place.machine, turns, problem.coefficients.time)
+    return IslandAnswer(
+        island=place.island, machine=place.machine, work=place.work, layout=option.layout,
+        grains=grains, seconds=option.seconds(grains), memory=option.memory.parts(),
+        memory_size=place.machine.memory, cost=cost, factor=option.factor,
+    )  # fmt: skip
+
+
+def _doubt(islands: Sequence[IslandAnswer]) -> tuple[float, float]:
+    """Factors on the step: the widest of the islands', since the slowest one decides."""
+    spread = fitted()["spread"]
+    known = set(correction().table.labels["chip"])
+    pairs = []
+    for one in islands:
+        grade = spread["known" if one.machine.chip in known else "unknown"]
+        if one.machine.measured is not None:
+            grade = spread["known"]
+        pairs.append(spread_of(one.machine, grade["low"], grade["high"]))
+    return min(low for low, _ in pairs), max(high for _, high in pairs)
+
+
+def plan_of(answer: Answer) -> Plan:
+    """The answer as the file that verbs pass on."""
+    from atoll.planning import explain
+
+    return explain.plan_of(answer)
+
+
+def usable_bytes(machine: Machine) -> float:
+    """Bytes of a device that a plan fills at most."""
+    return machine.memory * USABLE
