@@ -1,7 +1,7 @@
 """Fit the cost model to the published runs of the package, and write facts/fitted.
 
-    python scripts/fit_cost.py                 the coefficients and the correction, from the likeness there is
-    python scripts/fit_cost.py --tune 300      first search the likeness for so many seconds (seeded)
+    python scripts/fit_cost.py              coefficients and correction, from the likeness there is
+    python scripts/fit_cost.py --tune 300   first search the likeness for so many seconds (seeded)
 
 Prints the error of every run predicted without its group, and without its source.
 """
@@ -26,7 +26,6 @@ from atoll.planning.correction import (
     fitted_folder,
     likeness_of,
 )
-from atoll.planning.cost import Coefficients
 from atoll.planning.memory import MemoryCoefficients, memory_use
 from atoll.planning.published import read_runs, runs_folder
 
@@ -38,7 +37,8 @@ def main() -> None:
     parser.add_argument("--tune", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
-    rows = [row for name in ("published", "bulk") for row in read_runs(runs_folder() / f"{name}.csv")]
+    tables = [runs_folder() / f"{name}.csv" for name in ("published", "bulk")]
+    rows = [row for path in tables for row in read_runs(path)]
     runs, skipped = known_runs(rows)
     print(f"{len(runs)} runs, left out: {dict(skipped)}")
     try:
@@ -78,7 +78,8 @@ def goal(fit: Calibration) -> float:
         for by in ("group", "source")
     }
     rows = masks(fit.runs)
-    group, source, all_source = error["group"][rows["A"]], error["source"][rows["A"]], error["source"][rows["AB"]]
+    group, source = error["group"][rows["A"]], error["source"][rows["A"]]
+    all_source = error["source"][rows["AB"]]
     return float(
         np.median(group) / 0.06 + group.mean() / 0.10 + np.quantile(group, 0.9) / 0.22
         + 1.2 * np.median(source) / 0.11 + np.quantile(source, 0.9) / 0.40
@@ -115,17 +116,15 @@ def tuned(runs: list[Known], likeness: Likeness, *, seconds: float, seed: int) -
 def fitted_memory(runs: list[Known]) -> MemoryCoefficients:
     """Coordinate descent on the median error of published peaks, each source counting alike."""
     rows = [(run, run.row.number("peak_mem_GiB")) for run in runs]
-    known = [(run, peak * 2**30) for run, peak in rows if peak and "recompute" not in run.case.assumed]
+    said = [(run, peak) for run, peak in rows if "recompute" not in run.case.assumed]
+    known = [(run, peak * 2**30) for run, peak in said if peak]
     sources = [run.row.source for run, _ in known]
     weight = np.array([1.0 / math.sqrt(sources.count(source)) for source in sources])
 
     def error(c: MemoryCoefficients) -> np.ndarray:
-        return np.array(
-            [
-                math.log(memory_use(r.case.work, r.case.layout, r.case.microbatches, c).total / peak)
-                for r, peak in known
-            ]
-        )
+        cases = [(run.case, peak) for run, peak in known]
+        used = [(memory_use(x.work, x.layout, x.microbatches, c).total, p) for x, p in cases]
+        return np.array([math.log(total / peak) for total, peak in used])
 
     def loss(c: MemoryCoefficients) -> float:
         return float((weight * np.minimum(np.abs(error(c)), 0.5)).sum())
@@ -137,12 +136,14 @@ def fitted_memory(runs: list[Known]) -> MemoryCoefficients:
             tries = [c for c in tries if 1.0 <= c.gaps <= 1.3 and c.reserve <= 4e9]
             best = min([best, *tries], key=loss)
     found = np.abs(np.expm1(error(best)))
-    print(f"peak memory: median {np.median(found):.4f} mean {found.mean():.4f} of {len(found)} rows")
+    print(
+        f"peak memory: median {np.median(found):.4f} mean {found.mean():.4f} of {len(found)} rows"
+    )
     return best
 
 
 def spread(fit: Calibration) -> dict[str, tuple[float, float]]:
-    """The 10th and 90th percentile of measured by predicted seconds, by how well a case is known."""
+    """10th and 90th percentile of measured by predicted seconds, by how well a case is known."""
     measured = np.array([math.log(run.seconds) for run in fit.runs])
     grade = np.isin([run.row.completeness for run in fit.runs], ["A", "B"])
     found = {}
@@ -152,13 +153,15 @@ def spread(fit: Calibration) -> dict[str, tuple[float, float]]:
     return found
 
 
-def write(fit: Calibration, memory: MemoryCoefficients, spread: dict[str, tuple[float, float]]) -> None:
+def write(
+    fit: Calibration, memory: MemoryCoefficients, spread: dict[str, tuple[float, float]]
+) -> None:
     folder = fitted_folder()
     folder.mkdir(exist_ok=True)
     likeness = asdict(fit.likeness)
     scales = dict(zip(NUMBERS, likeness.pop("scales"), strict=True))
     lines = [
-        "# Written by scripts/fit_cost.py from facts/runs; do not edit. What each number means stands in",
+        "# Written by scripts/fit_cost.py from facts/runs; do not edit. Each number is explained in",
         "# atoll.planning.cost.Coefficients, .memory.MemoryCoefficients and .correction.Likeness.",
         "schema = 1",
         f'source = "fitted on {len(fit.runs)} published runs, facts/runs/*.csv"',
@@ -169,8 +172,8 @@ def write(fit: Calibration, memory: MemoryCoefficients, spread: dict[str, tuple[
     }  # fmt: skip
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {value:.6g}" for key, value in table.items())]
-    lines += ["", "# Measured by predicted seconds: 10th and 90th percentile of runs that were not fitted on,"]
-    lines += ["# where the source is known from other runs, and where it is not."]
+    lines += ["", "# Measured by predicted seconds, of runs that were not fitted on: 10th and 90th"]
+    lines += ["# percentile where the source is known from other runs, and where it is not."]
     for name, (low, high) in spread.items():
         lines += ["", f"[spread.{name}]", f"low = {low:.4f}", f"high = {high:.4f}"]
     text = "\n".join(lines).replace("e+09", "e9")

@@ -51,7 +51,7 @@ class Known:
 
 
 def known_runs(rows: Sequence[Published]) -> tuple[list[Known], Counter[str]]:
-    """The rows that can be predicted and compared, and why the others cannot: reason -> how many."""
+    """The rows that can be predicted and compared; why others cannot: reason -> how many."""
     found, skipped = [], Counter[str]()
     for row in rows:
         try:

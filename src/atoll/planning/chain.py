@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import pairwise, permutations
 
 from atoll.errors import InputError
 from atoll.plan import Layout
@@ -66,7 +66,7 @@ def best_chain(problem: Problem) -> Chain | None:
     """The fastest chain over some or all islands; None if even all together do not fit."""
     best: Chain | None = None
     for order in _orders(problem.places):
-        most = min(min(place.devices for place in order), problem.grains)
+        most = min(problem.grains, *(place.devices for place in order))
         for lanes in powers_of_two(most):
             for recompute in ("none", "full"):
                 found = _chain(problem, order, lanes, recompute)
@@ -105,17 +105,14 @@ def _chain(problem: Problem, order: Sequence[Place], lanes: int, recompute: str)
     counts = _layers_of(islands, caps, pace)
     cut = _cut(islands, counts, layers)
     hop, bound = _hops(problem, order, lanes)
-    slowest = max(
-        max(_stage_seconds(one, max(mine), last=one is islands[-1]) for one, mine in
-            zip(islands, cut, strict=True)),
-        hop,
-    )  # fmt: skip
+    seconds_of = [
+        _stage_seconds(one, max(mine), last=one is islands[-1])
+        for one, mine in zip(islands, cut, strict=True)
+    ]
+    slowest = max(hop, *seconds_of)
     if slowest > hop:
-        late = max(
-            range(len(islands)),
-            key=lambda i: _stage_seconds(islands[i], max(cut[i]), last=i == len(islands) - 1),
-        )
-        bound = f"the stages on {islands[late].place.name}"
+        late = seconds_of.index(slowest)
+        bound = f"the slowest stage, on {islands[late].place.name},"
     update = max(
         _update_seconds(problem, one, mine) for one, mine in zip(islands, cut, strict=True)
     )
@@ -125,7 +122,7 @@ def _chain(problem: Problem, order: Sequence[Place], lanes: int, recompute: str)
             name=one.place.name,
             layout=one.layout,
             layers=tuple(mine),
-            stage_seconds=_stage_seconds(one, max(mine), last=one is islands[-1]),
+            stage_seconds=seconds_of[i],
             memory=one.besides
             + max(mine) * (one.layer_state + one.layer_held * _in_flight(islands, i, microbatches)),
         )
@@ -239,7 +236,7 @@ def _hops(problem: Problem, order: Sequence[Place], lanes: int) -> tuple[float, 
     work = order[0].work
     num_bytes = work.sequence * work.shape.width * HALF * lanes
     worst, bound = 0.0, ""
-    for a, b in zip(order, order[1:], strict=False):
+    for a, b in pairwise(order):
         wire = min(place.machine.network * place.devices for place in (a, b))
         name = f"the border {a.name} - {b.name}"
         if a.island.site != b.island.site:

@@ -4,7 +4,7 @@ A Gaussian process (Rasmussen and Williams 2006, chapter 2) over the logarithm o
 computed seconds. Runs that share a stack, a chip or a model are alike, and so are runs whose shapes
 and layouts are near each other; far from every published run the factor is 1 and the formulas
 stand alone. It can be explained: a factor is a sum over published runs, and `nearest` names those
-that weigh most. The runs and their weights are facts (facts/fitted), written by scripts/fit_cost.py.
+that weigh most. The runs and their weights are facts (facts/fitted, by scripts/fit_cost.py).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -168,7 +169,7 @@ def fitted_folder() -> Path:
 
 
 @cache
-def fitted() -> Mapping[str, Mapping[str, float]]:
+def fitted() -> Mapping[str, Any]:
     """The tables of facts/fitted/cost.toml."""
     path = fitted_folder() / "cost.toml"
     return strict.take_schema(strict.load_toml(path), file=path)

@@ -144,36 +144,11 @@ def step_cost(
 ) -> Cost:
     """The cost of a step in which every lane computes `microbatches` micro-batches.
 
-    Assumes that the layout divides what it must (see `layouts.problems`).
+    Assumes that the layout divides what it must (see `layouts.problem`).
     """
-    shape, software = work.shape, work.software
     tokens = layout.microbatch * work.sequence / layout.cp
-    dense, sparse = _layers(work, layout, machine, tokens, c)
-    # The stage with the most layers sets the pace of a pipeline.
-    depth = stage_layers(shape.layers, layout)
-    num_sparse = depth * shape.sparse_layers / shape.layers
-    num_dense = depth - num_sparse
-
-    def total(name: str) -> float:
-        return num_dense * getattr(dense, name) + num_sparse * getattr(sparse, name)
-
-    matmul, attention, elementwise = total("matmul"), total("attention"), total("elementwise")
-    tensor, context, experts = total("tensor"), total("context"), total("experts")
-    again = _recompute(layout, software.flash, matmul, attention, elementwise)
+    each = _microbatch(work, layout, machine, tokens, c)
     head = _head(work, layout, machine, tokens, c)
-    backward_attention = 2.5 if software.flash else 2.0
-    passes = 3.0 if layout.recompute == "full" else 2.0
-    each = {
-        "matmul": 3.0 * matmul,
-        "attention": (1.0 + backward_attention) * attention,
-        "elementwise": 3.0 * elementwise,
-        "recompute": again,
-        "tensor": passes * tensor,
-        "context": passes * context,
-        "experts": passes * experts,
-    }
-    host = c.launch * depth * (passes + 1.0)
-    each["overhead"] = math.hypot(sum(each.values()), host) - sum(each.values())
     hop = _hop(work, layout, machine, tokens, c)
     stages = 2.0 * layout.vpp * hop if layout.pp > 1 else 0.0
     stage = sum(each.values())
@@ -186,41 +161,59 @@ def step_cost(
     bubble += (layout.pp - 1) * 2.0 * hop
     state, state_hidden = _state(work, layout, machine, one, c)
     update = _update(work, layout, machine, c)
-    domains = max(1.0, layout.num_devices / machine.domain)
-    growth = 1.0 + c.scale * _log2(domains)
+    growth = 1.0 + c.scale * math.log2(max(1.0, layout.num_devices / machine.domain))
     m = microbatches
-    fixed = (bubble + state + update + c.step) * growth
+    plain = bubble + state + update + c.step
+    lost = (growth - 1.0) * (plain + m * one)
     return Cost(
-        matmul=each["matmul"] * m,
-        attention=each["attention"] * m,
-        elementwise=each["elementwise"] * m,
-        recompute=each["recompute"] * m,
+        **{name: seconds * m for name, seconds in each.items() if name != "overhead"},
         head=head_each * m,
         bubble=bubble,
-        tensor=each["tensor"] * m,
-        context=each["context"] * m,
-        experts=each["experts"] * m,
         stages=c.stage_exposed * stages * m,
         state=state + gather * m,
         update=update,
-        overhead=each["overhead"] * m
-        + c.step
-        + (growth - 1.0) / growth * (fixed + m * one * growth),
+        overhead=each["overhead"] * m + c.step + lost,
         hidden=gather_hidden * m + state_hidden + (1.0 - c.stage_exposed) * stages * m,
-        fixed=fixed,
+        fixed=plain * growth,
         each=one * growth,
         microbatches=m,
     )
 
 
+def _microbatch(
+    work: Work, layout: Layout, machine: Machine, tokens: float, c: Coefficients
+) -> dict[str, float]:
+    """Seconds of one micro-batch on one stage, forward and backward, by cause; without the head."""
+    shape, flash = work.shape, work.software.flash
+    dense, sparse = _layers(work, layout, machine, tokens, c)
+    # The stage with the most layers sets the pace of a pipeline.
+    depth = stage_layers(shape.layers, layout)
+    num_sparse = depth * shape.sparse_layers / shape.layers
+    num_dense = depth - num_sparse
+
+    def total(name: str) -> float:
+        return float(num_dense * getattr(dense, name) + num_sparse * getattr(sparse, name))
+
+    matmul, attention, elementwise = total("matmul"), total("attention"), total("elementwise")
+    passes = 3.0 if layout.recompute == "full" else 2.0
+    each = {
+        "matmul": 3.0 * matmul,
+        "attention": (3.5 if flash else 3.0) * attention,
+        "elementwise": 3.0 * elementwise,
+        "recompute": _recompute(layout, flash, matmul, attention, elementwise),
+        "tensor": passes * total("tensor"),
+        "context": passes * total("context"),
+        "experts": passes * total("experts"),
+    }
+    host = c.launch * depth * (passes + 1.0)
+    busy = sum(each.values())
+    each["overhead"] = math.hypot(busy, host) - busy
+    return each
+
+
 def stage_layers(layers: int, layout: Layout) -> int:
     """Layers of the fullest pipeline device: whole layers in each of its `vpp` chunks."""
     return -(-layers // (layout.pp * layout.vpp)) * layout.vpp
-
-
-def _log2(value: float) -> float:
-    """The binary logarithm (exactly 0 for 1)."""
-    return math.log2(value)
 
 
 def _layers(
@@ -423,7 +416,7 @@ def _gathering(
     if expert_lanes > 1:
         moved = 3.0 * HALF * experts * (expert_lanes - 1) / expert_lanes
         seconds += moved / _wire(machine, expert_lanes, layout.ep, c)
-    seconds += 3.0 * work.shape.layers * _log2(lanes) * machine.group_latency(lanes, stride)
+    seconds += 3.0 * work.shape.layers * math.log2(lanes) * machine.group_latency(lanes, stride)
     hides = busy if work.software.overlap else 0.0
     seen = max(seconds - hides, 0.0) + c.gather_exposed * min(seconds, hides)
     return seen, seconds - seen
@@ -433,7 +426,7 @@ def _state(
     work: Work, layout: Layout, machine: Machine, one: float, c: Coefficients
 ) -> tuple[float, float]:
     """Exchange of gradients (and of updated weights) over the lanes, once a step: seen, hidden."""
-    lanes, expert_lanes = state_lanes(layout)
+    lanes, _ = state_lanes(layout)
     all_lanes = layout.dp * layout.cp
     if all_lanes == 1:
         return 0.0, 0.0

@@ -30,9 +30,7 @@ PARTS = {
 """The parts of a step's cost as a person reads them."""
 
 
-def executor_of(
-    recipe: Recipe, islands: Sequence[IslandAnswer], way: Way, problem: Problem
-) -> tuple[str, str]:
+def executor_of(recipe: Recipe, islands: Sequence[IslandAnswer], way: Way) -> tuple[str, str]:
     """Who can carry the plan out: "atoll", or "emit:<tool>" with what Atoll lacks for it."""
     lacks = [key for key, _, _ in unsupported_features(recipe)]
     if way.every != "step" and "exchange.every" not in lacks:
@@ -45,7 +43,7 @@ def executor_of(
         lacks.append("stages across islands")
     if not lacks:
         return "atoll", "train PLAN runs it here"
-    backends = {facts.chip(one.island.chip).backend for one in islands}
+    backends = {str(facts.chip(one.island.chip).backend) for one in islands}
     tool = tool_for(backends, len(islands))
     return f"emit:{tool}", "Atoll's own trainer does not do yet: " + ", ".join(lacks)
 
@@ -157,7 +155,7 @@ def _why_out(problem: Problem, found: Found, name: str) -> str:
     from atoll.planning.search import way_of
 
     best = found.best
-    names = tuple([*best.names, name])
+    names = (*best.names, name)
     if problem.shares:
         return "its share is 0"
     way = way_of(problem, found.options, names, problem.every)
@@ -175,12 +173,13 @@ def _why_out(problem: Problem, found: Found, name: str) -> str:
 def _layouts_that_lost(
     name: str, options: Sequence[Option], chosen: Option, grains: int
 ) -> list[LeftOut]:
-    """The best layouts of other degrees on an island, with the part of the time that they lose in."""
+    """The best layouts of other degrees on an island, and what they lose their time in."""
 
     def degrees(option: Option) -> tuple[int, ...]:
         return (option.layout.tp, option.layout.pp, option.layout.cp, option.layout.ep)
 
-    seen, lost = {degrees(chosen)}, []
+    seen = {degrees(chosen)}
+    lost: list[LeftOut] = []
     for option in sorted(options, key=lambda option: option.seconds(grains)):
         if degrees(option) in seen or len(lost) == 2:
             continue
@@ -293,20 +292,19 @@ def headline(answer: Answer) -> list[tuple[str, str]]:
     step, rate = answer.step_seconds, answer.tokens_per_second
     parameters = answer.islands[0].work.shape.parameters
     recipe = answer.recipe
-    lines = [
-        ("model", f"{recipe.name}: {format_count(parameters)} parameters, "
-         f"{format_count(recipe.tokens_per_step)} tokens a step, {answer.steps:,} steps"),
-        ("step", f"{format_seconds(step.mid)} ({format_seconds(step.low)} to "
-         f"{format_seconds(step.high)}, {step.basis})"),
-        ("speed", f"{format_count(rate.mid)} tokens/s ({format_count(rate.low)} to "
-         f"{format_count(rate.high)}), {100 * answer.mfu:.1f} % of the peak (MFU), "
-         f"{answer.chips:,} chips"),
+    size = f"{format_count(parameters)} parameters, {format_count(recipe.tokens_per_step)} tokens"
+    step_range = f"{format_seconds(step.low)} to {format_seconds(step.high)}, {step.basis}"
+    rate_range = f"{format_count(rate.low)} to {format_count(rate.high)}"
+    used = f"{100 * answer.mfu:.1f} % of the peak (MFU), {answer.chips:,} chips"
+    return [
+        ("model", f"{recipe.name}: {size} a step, {answer.steps:,} steps"),
+        ("step", f"{format_seconds(step.mid)} ({step_range})"),
+        ("speed", f"{format_count(rate.mid)} tokens/s ({rate_range}), {used}"),
         ("finish", finish_text(answer)),
         ("exchange", _exchange_text(answer)),
         ("contract", answer.contract),
         ("executor", f"{answer.executor} ({answer.executor_why})"),
-    ]  # fmt: skip
-    return lines
+    ]
 
 
 def finish_text(answer: Answer) -> str:
@@ -326,7 +324,8 @@ def _exchange_text(answer: Answer) -> str:
     if len(way.names) == 1:
         return "none: one island"
     seen = f"{format_seconds(way.seen)} of it seen in each step" if way.seen else "hidden"
-    return f"every {way.every}: {format_seconds(way.exchange.seconds)} over {way.exchange.bound}, {seen}"
+    seconds = format_seconds(way.exchange.seconds)
+    return f"every {way.every}: {seconds} over {way.exchange.bound}, {seen}"
 
 
 def shown_islands(answer: Answer) -> tuple[list[str], list[list[str]]]:

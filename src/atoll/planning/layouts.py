@@ -22,7 +22,7 @@ DEFAULTS = {name: field.default for name, field in Layout.model_fields.items()}
 
 def problem(work: Work, layout: Layout, devices: int) -> tuple[str, str] | None:
     """Why a layout cannot compute a model on an island: (key, reason); None if it can."""
-    return _shape_problem(work, layout) or _device_problem(work, layout, devices)
+    return _shape_problem(work, layout) or _device_problem(layout, devices)
 
 
 def _shape_problem(work: Work, layout: Layout) -> tuple[str, str] | None:
@@ -50,7 +50,7 @@ def _shape_problem(work: Work, layout: Layout) -> tuple[str, str] | None:
     return None
 
 
-def _device_problem(work: Work, layout: Layout, devices: int) -> tuple[str, str] | None:
+def _device_problem(layout: Layout, devices: int) -> tuple[str, str] | None:
     """What the island's devices say against a layout."""
     lanes = layout.dp * layout.cp * layout.tp
     if lanes % layout.ep:

@@ -117,8 +117,10 @@ def machine_of(
         message = f"nobody published the {missing} of this chip, so no time can be estimated"
         raise InputError(message, key="chip", value=chip.name, fix=fix)
     notes = []
-    wire = network if network is not None else chip.network and chip.network.bytes_per_second
-    link = chip.link and chip.link.bytes_per_second
+    wire = network
+    if wire is None and chip.network is not None:
+        wire = chip.network.bytes_per_second
+    link = chip.link.bytes_per_second if chip.link is not None else None
     if not wire and (nodes > 1 or not link):
         fix = (
             'write network = { bandwidth = "200 Gb/s" } into the island: of one chip, one direction'

@@ -124,7 +124,7 @@ def _held_a_layer(
 
 
 def in_flight(layout: Layout, microbatches: int) -> float:
-    """Micro-batches whose activations the first stage holds: p of them, somewhat more interleaved."""
+    """Micro-batches whose activations the first stage holds: p, somewhat more interleaved."""
     if layout.pp == 1:
         return 1.0
     extra = 1.0 + (layout.pp - 1) / (layout.pp * layout.vpp) if layout.vpp > 1 else 1.0

@@ -98,7 +98,7 @@ def island_options(
         found.append(option_of(work, tried, machine, grain, share, coefficients, use))
     found.sort(key=lambda option: option.seconds(share))
     if correct is not None and found:
-        found = _corrected(work, machine, found[:CORRECTED], grain, share, correct)
+        found = _corrected(work, machine, found[:CORRECTED], share, correct)
     return undominated(found), None if found else tightest
 
 
@@ -149,7 +149,6 @@ def _corrected(
     work: Work,
     machine: Machine,
     options: Sequence[Option],
-    grain: int,
     share: int,
     correct: Corrector,
 ) -> list[Option]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from atoll import facts
 from atoll.errors import AtollError, InputError
@@ -196,7 +196,7 @@ def _place(recipe: Recipe, shape: Shape, island: Island, asked: Asked) -> Place:
     )
     stack = stack_for(chip)
     software = Software(
-        family=stack.family, flash=PRESENT >= stack.flash_since, fused=stack.fused,
+        family=stack.family, flash=stack.flash_since <= PRESENT, fused=stack.fused,
         overlap=stack.overlap, overlap_tp=stack.overlap_tp, year=max(PRESENT, stack.year),
     )  # fmt: skip
     work = Work(
@@ -212,7 +212,7 @@ def _corrector(
 ) -> Callable[[Work, Machine, Sequence[tuple[Layout, int]]], Sequence[float]] | None:
     """What published runs say; a chip that was measured, or never published, speaks for itself."""
     if machine.measured is not None:
-        return (lambda work, _, tried: [factor] * len(tried)) if factor != 1.0 else None
+        return (lambda _, __, tried: [factor] * len(tried)) if factor != 1.0 else None
 
     def correct(work: Work, on: Machine, tried: Sequence[tuple[Layout, int]]) -> Sequence[float]:
         features = [features_of(work, layout, on, m) for layout, m in tried]
@@ -222,7 +222,7 @@ def _corrector(
 
 
 def no_plan(misfit: DoesNotFit) -> NoPlan:
-    """The error for a model that fits nowhere: how many bytes too many on which chip, and the fix."""
+    """The error for a model that fits nowhere: how much too large on which chip, and the fix."""
     if not misfit.misfits:
         return NoPlan("no layout divides this model on any island of the fleet")
     lines = []
@@ -230,7 +230,7 @@ def no_plan(misfit: DoesNotFit) -> NoPlan:
     for name, tight in misfit.misfits.items():
         place = places[name]
         lines.append(
-            f"{name}: {format_bytes(tight.need - tight.have)} too many on each {place.machine.chip} "
+            f"{name}: {format_bytes(tight.need - tight.have)} too many on a {place.machine.chip} "
             f"({format_bytes(tight.need)} of {format_bytes(tight.have)} usable) with its most "
             f"sparing layout, {tight.layout.describe()}"
         )
@@ -256,13 +256,14 @@ def _answer(
     way = found.best
     islands = island_answers(problem, way)
     low, high = _doubt(islands)
-    basis = "measured" if all(one.machine.measured is not None for one in islands) else "fitted"
+    measured = all(one.machine.measured is not None for one in islands)
+    basis: Literal["measured", "fitted"] = "measured" if measured else "fitted"
     step = Estimate(low=way.seconds * low, mid=way.seconds, high=way.seconds * high, basis=basis)
     tokens = recipe.tokens_per_step
     steps = recipe.total_steps()
     flops = islands[0].work.shape.flops_per_token(recipe.model.context) * tokens
     peak = sum(one.machine.speed(one.work.precision) * one.layout.num_devices for one in islands)
-    executor, why = explain.executor_of(recipe, islands, way, problem)
+    executor, why = explain.executor_of(recipe, islands, way)
     helps = searching.what_helps(problem, found)
     sequences = problem.grain * recipe.model.context
     return Answer(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from atoll import facts, strict
 from atoll.errors import InputError
@@ -237,41 +238,43 @@ def _shape(row: Published) -> Shape:
     top_k = int(row.number("topk") or 0)
     moe_ffn = int(row.number("moe_ffn") or 0) if experts else 0
     ffn = int(row.number("ffn") or moe_ffn or 4 * width)
-    latent = experts > 0 and _latent(width, heads, head_dim)
-    if latent is not False:
+    latent = _latent(width, heads, head_dim) if experts else None
+    if latent is not None:
         attention, query, value, kv = latent
-    shared = _shared(row.text("shared_experts")) if experts else 0
+    text = row.text("shared_experts")
     total = (row.number("params_B") or 0.0) * 1e9
     base = {
         "layers": layers, "width": width, "query": query, "value": value, "heads": heads,
         "attention": attention, "kv": kv, "ffn": ffn, "vocab": vocab,
     }  # fmt: skip
-    sparse = layers - _dense_layers(row, layers) if experts and moe_ffn and top_k else 0
-    if "every 2nd" in row.text("shared_experts"):
-        sparse = layers // 2
+    every = 2 if "every 2nd" in text else 1
+    sparse_kinds = [0]
+    if experts and moe_ffn and top_k:
+        sparse_kinds = [(layers - dense) // every for dense in (0, 1, 3) if dense < layers]
     tables = [
         Shape(
             **base, matrices=matrices, tied=tied, sparse_layers=sparse, experts=experts,
-            top_k=top_k, shared=shared, moe_ffn=moe_ffn,
+            top_k=top_k, shared=_shared(text) if experts else 0, moe_ffn=moe_ffn,
         )
+        for sparse in sparse_kinds
         for matrices in (3, 2)
         for tied in (False, True)
     ]  # fmt: skip
     if not total:
         return tables[0]
-    # Nobody prints whether a feed-forward is gated or the embeddings are tied: take what comes
-    # nearest to the published number of parameters.
+    # Nobody prints whether a feed-forward is gated, the embeddings are tied, or the first layers
+    # are dense: take what comes nearest to the published number of parameters.
     return min(tables, key=lambda shape: abs(shape.parameters - total))
 
 
-def _latent(width: int, heads: int, head_dim: float) -> tuple[int, int, int, int] | bool:
+def _latent(width: int, heads: int, head_dim: float) -> tuple[int, int, int, int] | None:
     """Latent attention (arXiv:2412.19437) where the width of a head gives it away.
 
     Heads of 192 are 128 numbers and 64 rotary ones; ranks 1536 and 512 as published for all models
     that have it.
     """
     if head_dim != 192:
-        return False
+        return None
     rank = 1536
     attention = width * rank + rank * heads * 192 + width * (512 + 64) + 512 * heads * 256
     attention += heads * 128 * width
@@ -282,14 +285,6 @@ def _shared(text: str) -> int:
     """ "2x1536" -> the hidden width of all shared experts together."""
     found = re.match(r"(\d+)\s*x\s*(\d+)", text)
     return int(found[1]) * int(found[2]) if found else 0
-
-
-def _dense_layers(row: Published, layers: int) -> int:
-    """How many of the first layers have no experts: published for one family of models."""
-    name = row.model.lower()
-    if "deepseek-v3" in name or "pangu ultra moe" in name:
-        return min(3, layers // 4)
-    return 1 if "deepseek-v2" in name and layers > 1 else 0
 
 
 def _software(row: Published) -> Software:
@@ -376,7 +371,7 @@ def _least_recompute(work: Work, layout: Layout, machine: Machine, microbatches:
     return layout.model_copy(update={"recompute": "full"})
 
 
-def _recompute(row: Published) -> str | None:
+def _recompute(row: Published) -> Literal["none", "selective", "full"] | None:
     """What is computed again, from the source's own words; None where it does not say."""
     text = row.text("recompute").lower()
     if text.startswith("full"):

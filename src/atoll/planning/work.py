@@ -76,7 +76,7 @@ class Shape:
 
     @property
     def shared_ffn(self) -> int:
-        """Parameters of a sparse layer that every token passes besides attention: shared, router."""
+        """Parameters of a sparse layer that every token passes: shared experts and router."""
         return self.matrices * self.width * self.shared + self.width * self.experts
 
     @property
