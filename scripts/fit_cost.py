@@ -161,7 +161,7 @@ def write(
     likeness = asdict(fit.likeness)
     scales = dict(zip(NUMBERS, likeness.pop("scales"), strict=True))
     lines = [
-        "# Written by scripts/fit_cost.py from facts/runs; do not edit. Each number is explained in",
+        "# Written by scripts/fit_cost.py from facts/runs; do not edit. Its numbers are explained in",
         "# atoll.planning.cost.Coefficients, .memory.MemoryCoefficients and .correction.Likeness.",
         "schema = 1",
         f'source = "fitted on {len(fit.runs)} published runs, facts/runs/*.csv"',

@@ -145,7 +145,8 @@ class Calibration:
         moved = x.copy()
         moved[free] = self._prior[free] + doubt * jacobian.T @ self.weights
         step = np.clip(moved - x, -0.3, 0.3)
-        return np.minimum(x + step, self._top)
+        found: Array = np.minimum(x + step, self._top)
+        return found
 
     def held_out(self, groups: Sequence[str]) -> Array:
         """Logarithms of predicted seconds of each run from the runs of other groups: (n,)."""

@@ -126,7 +126,8 @@ class Likeness:
 
         def same(label: str) -> Array:
             left, right = a.labels[label], b.labels[label]
-            return (left[:, None] == right[None, :]) & (left[:, None] != "")
+            both: Array = (left[:, None] == right[None, :]) & (left[:, None] != "")
+            return both
 
         source, stack, family, chip = (same(x) for x in ("source", "stack", "family", "chip"))
         kind = chip & family & same("format") & same("sparse")

@@ -62,6 +62,9 @@ def exchange_seconds(
         return NONE
     count = len(members)
     through = 2.0 * (count - 1) / count * num_bytes
+    unknown = [member.name for member in members if not member.machine.network]
+    if unknown:
+        return Exchange(seconds=math.inf, bound=f"the network of {unknown[0]} is not known")
     worst = max(members, key=lambda member: through / (member.machine.network * member.devices))
     seconds = through / (worst.machine.network * worst.devices * efficiency)
     bound = f"the network of {worst.name}"

@@ -144,7 +144,7 @@ def _finer(
         per = shape.layers // base["pp"]
         chunks = [v for v in divisors(per, 8) if shape.layers % (base["pp"] * v) == 0] or [1]
         chunks = sorted({1, *chunks[-1:], *[v for v in chunks if v in (2, 4)]})
-    zeros = [1, 3] if base["pp"] == 1 else [1]
+    zeros = [0] if base["dp"] * base["cp"] == 1 else [1, 3] if base["pp"] == 1 else [1]
     sizes = divisors(grain, grain)
     fixed = {**DEFAULTS, **base, "shard": only.get("shard")}
     fixed["sequence_parallel"] = bool(only.get("sequence_parallel", base["tp"] > 1))

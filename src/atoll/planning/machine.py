@@ -117,20 +117,19 @@ def machine_of(
         message = f"nobody published the {missing} of this chip, so no time can be estimated"
         raise InputError(message, key="chip", value=chip.name, fix=fix)
     notes = []
-    wire = network
+    wire, link = network, _link_of(chip, measured)
     if wire is None and chip.network is not None:
         wire = chip.network.bytes_per_second
-    link = chip.link.bytes_per_second if chip.link is not None else None
-    if not wire and (nodes > 1 or not link):
-        fix = (
-            'write network = { bandwidth = "200 Gb/s" } into the island: of one chip, one direction'
-        )
+    if wire is None and measured is not None:
+        wire = link
+    if not wire and (nodes > 1 or (node_chips > 1 and not link)):
+        fix = 'write network = { bandwidth = "200 Gb/s" }: of one chip, one direction'
         message = "the network of this island is not known"
         raise InputError(message, key="network", value=chip.name, fix=fix)
     domain = node_chips
     if chip.link is not None and (chip.link.chips or 0) > node_chips:
         domain = chip.link.chips or node_chips
-    if not link:
+    if not link and node_chips > 1:
         notes.append("the link inside a node is not published: counted as slow as the network")
         link, domain = wire, 1
     return Machine(
@@ -150,6 +149,17 @@ def machine_of(
         measured=None if measured is None else Products(measured),
         notes=tuple(notes),
     )
+
+
+def _link_of(chip: Chip, measured: Measured | None) -> float | None:
+    """Bytes a second of one chip's fast link: as measured in an all-reduce, else as published."""
+    if measured is not None and measured.collective:
+        sums = [one for one in measured.collective if one.op == "all_reduce"]
+        if sums:
+            largest = max(sums, key=lambda one: units.parse_bytes(one.size))
+            moved = 2.0 * (largest.ranks - 1) / largest.ranks * units.parse_bytes(largest.size)
+            return moved / units.parse_seconds(largest.seconds)
+    return chip.link.bytes_per_second if chip.link is not None else None
 
 
 def _peaks(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from atoll.planning.options import USABLE, Coefficient, Option, spread_of
 from atoll.planning.problem import Place, Problem
 from atoll.planning.search import DoesNotFit, Found, Way
 from atoll.planning.work import Shape, Software, Work
-from atoll.recipe import Recipe
+from atoll.recipe import Recipe, require_supported, unsupported_features
 from atoll.units import format_bytes
 
 PRESENT = 2025.5
@@ -125,12 +125,29 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     """The best plan. InputError for what is wrong; `NoPlan` if nothing fits, saying by how much."""
     asked = asked or Asked()
     begun = time.perf_counter()
+    if asked.executor == "atoll":
+        require_supported(recipe)
     problem, skipped = problem_of(recipe, fleet, asked)
     try:
         found = searching.search(problem)
     except DoesNotFit as misfit:
         raise no_plan(misfit) from None
+    if asked.executor == "auto" and not asked.only and not unsupported_features(recipe):
+        problem, found = _here_first(recipe, problem, found)
     return _answer(recipe, problem, found, asked, skipped, begun)
+
+
+def _here_first(recipe: Recipe, problem: Problem, found: Found) -> tuple[Problem, Found]:
+    """What Atoll's own trainer can do, where that fits; what another tool could is told beside."""
+    here = replace(problem, only=atoll_layout(recipe))
+    try:
+        own = searching.search(here)
+    except DoesNotFit:
+        return problem, found
+    if found.best.seconds < 0.99 * own.best.seconds:
+        others = {**own.others, "layouts that Atoll does not train yet": found.best}
+        own = replace(own, others=others)
+    return here, own
 
 
 def problem_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> tuple[Problem, list[LeftOut]]:
