@@ -42,6 +42,7 @@ validation_sequences = 9
 """
 
 FLEETS = {
+    "only-b": '[[island]]\nname = "b"\n',
     "one": '[[island]]\nname = "a"\n',
     "two": '[[island]]\nname = "a"\n[[island]]\nname = "b"\n',
     "three-to-one": '[shares]\nmode = "fixed"\n[[island]]\nname = "a"\nshare = 3\n'

@@ -104,17 +104,23 @@ def test_a_validation_loss_that_is_none_ends_the_run(world, reference, run, leav
 # Islands that fail
 
 
-def test_an_island_that_raises_shows_its_own_traceback(world, reference, run, leaves_nobody):
-    text = fails(world, run, "two", "raises_in_b", IslandError)
-    assert "island 'b' failed" in text and "Traceback (most recent call last)" in text
-    assert "ZeroDivisionError: a planted bug in a kernel" in text
+def test_an_island_that_raises_costs_its_grains_and_shows_its_traceback(
+    world, reference, run, leaves_nobody
+):
+    display = Listening()
+    result = world.train("two", run, entry="raises_in_b", display=display)
+    assert result.fingerprint == reference.fingerprint
+    (event,) = events_of(run, "failed")
+    assert event["island"] == "b" and event["step"] == 4
+    assert "ZeroDivisionError: a planted bug in a kernel" in event["reason"]
+    assert any("island 'b'" in text and "no step is lost" in text for text in display.said)
+
+
+def test_the_last_island_ends_the_run_with_its_own_words(world, reference, run, leaves_nobody):
+    text = fails(world, run, "only-b", "raises_in_b", IslandError)
+    assert "'b' was the last one" in text and "ZeroDivisionError" in text
     assert kept(run) == [2] and len(ledger_of(run)) == 3
     goes_on(world, run, "two", reference)
-
-
-def test_an_island_that_is_killed_is_named_and_not_its_survivor(world, run, leaves_nobody):
-    text = fails(world, run, "three", "dies_in_b", IslandError)
-    assert text.startswith("island 'b' is gone (ended by signal 9)")
 
 
 def test_a_lane_that_computes_other_bits_each_time_is_refused(world, run, leaves_nobody):
@@ -123,19 +129,21 @@ def test_a_lane_that_computes_other_bits_each_time_is_refused(world, run, leaves
     assert ledger_of(run) == []
 
 
-def test_a_bad_exchange_is_not_committed_and_names_its_island(world, reference, run, leaves_nobody):
-    text = fails(world, run, "two", "bad_exchange_in_b", IslandError)
-    assert "step 3" in text and "island 'b'" in text and "'a'" not in text
-    assert len(ledger_of(run)) == 2
-    goes_on(world, run, "one", reference)
+def test_a_bad_exchange_costs_its_island_and_is_not_committed(world, reference, run, leaves_nobody):
+    result = world.train("two", run, entry="bad_exchange_in_b")
+    assert result.fingerprint == reference.fingerprint
+    (event,) = events_of(run, "corrupt")
+    assert event["island"] == "b" and event["step"] == 3
 
 
-def test_a_bad_replica_ends_the_run_before_it_is_kept(world, reference, run, leaves_nobody):
+def test_a_bad_replica_is_put_out_before_it_is_kept(world, reference, run, leaves_nobody):
     """The island that writes the checkpoints is the bad one, in the very step of a checkpoint."""
-    text = fails(world, run, "three", "flips_in_a", IslandError)
-    assert "after step 6" in text and "island 'a'" in text and "island 'b'" not in text
-    assert kept(run) == [2, 4], "a checkpoint of weights that nobody else has must not be kept"
-    goes_on(world, run, "two", reference)
+    result = world.train("three", run, entry="flips_in_a")
+    assert result.fingerprint == reference.fingerprint
+    (event,) = events_of(run, "corrupt")
+    assert event["island"] == "a" and "after step 6" in event["reason"]
+    copy = checkpoint.read(run / "checkpoints", 6, report=str)
+    assert copy.state["fingerprint"] == ledger_of(run)[6].fingerprint
 
 
 # Disks and checkpoints

@@ -129,6 +129,62 @@ def dies_in_b(argv):
     return start(argv, with_lane(Dying), only="b")
 
 
+def ending_at(where, number):
+    """An island that gets a signal (or raises, number 0) in step 4 at one point of the step."""
+
+    def end(self, step):
+        if step == 4 and not number:
+            raise ZeroDivisionError("a planted bug")
+        if step == 4:
+            os.kill(os.getpid(), number)
+
+    class Ending(WatchedIsland):
+        def exchange_sums(self, *, step, epoch):
+            if where == "exchanging":
+                end(self, step)
+            super().exchange_sums(step=step, epoch=epoch)
+            if where == "exchanged":
+                end(self, step)
+
+        def commit(self, *, step, scalars):
+            if where == "committing":
+                end(self, step)
+            super().commit(step=step, scalars=scalars)
+            if where == "committed":
+                end(self, step)
+
+        def save(self, *, step, state):
+            super().save(step=step, state=state)
+            if where == "saving":
+                end(self, step)
+
+    return Ending
+
+
+SIGNALS = {"killed": signal.SIGKILL, "hung": signal.SIGSTOP, "raised": 0}
+POINTS = ("exchanging", "exchanged", "committing", "committed", "saving")
+
+for _point in POINTS:
+    for _how, _number in SIGNALS.items():
+        _who = "a" if _point == "saving" else "b"  # a writes the checkpoints
+
+        def _entry(argv, point=_point, number=_number, who=_who):
+            return start(argv, ending_at(point, number), only=who)
+
+        globals()[f"{_how}_{_point}"] = _entry
+
+
+class Stopping(WatchedLane):
+    def plant(self, index, gradient):
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return gradient
+
+
+def hangs_in_b(argv):
+    return start(argv, with_lane(Stopping), only="b")
+
+
 class Fickle(Lane):
     """Its kernels depend on the time of day."""
 
@@ -155,11 +211,11 @@ def slow(argv):
 class BadExchange(Island):
     """The sum that this island received is off by one in one element."""
 
-    def exchange_sums(self, *, step):
+    def exchange_sums(self, *, step, epoch):
         if step == 3:
             self._finish_exchange()
             self.exchanged.flats[32][7] += 1
-        super().exchange_sums(step=step)
+        super().exchange_sums(step=step, epoch=epoch)
 
 
 def bad_exchange_in_b(argv):

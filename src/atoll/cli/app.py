@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from atoll.cli import chips, fleets, measuring, models, planning, runs
+from atoll.cli import chips, fleets, measuring, models, planning, runs, validating
 
 app = typer.Typer(
     add_completion=False,
@@ -39,6 +39,6 @@ def atoll(
         print(context.get_help())
 
 
-for _module in (runs, models, fleets, measuring, chips, planning):
+for _module in (runs, models, fleets, measuring, chips, planning, validating):
     for _command in _module.COMMANDS:
         app.command(_command.__name__.removesuffix("_"))(_command)

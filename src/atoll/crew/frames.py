@@ -127,6 +127,8 @@ class Connection:
         self._closed = threading.Event()
         self._closing = threading.Lock()
         self._reason = ""
+        self.heard_at = time.monotonic()
+        """When anything last came from the peer, on this process's monotonic clock."""
         _tune(peer_socket)
 
     @property
@@ -206,6 +208,7 @@ class Connection:
         while True:
             try:
                 data = self._socket.recv(_CHUNK_BYTES)
+                self.heard_at = time.monotonic()
                 break
             except BlockingIOError:
                 if poll is None:

@@ -33,6 +33,8 @@ from atoll.crew.frames import (
 from atoll.errors import InputError, RunError
 
 __all__ = [
+    "ALIVE",
+    "ALIVE_SECONDS",
     "MAX_FRAME_BYTES",
     "MAX_HELLO_BYTES",
     "PROTOCOL",
@@ -51,8 +53,12 @@ __all__ = [
     "write_token_file",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the greeting and of all messages; both ends must speak the same."""
+ALIVE = "alive"
+"""Kind of the message that says nothing but that its sender lives; it never reaches `events`."""
+ALIVE_SECONDS = 0.25
+"""Between two of them."""
 MAX_HELLO_BYTES = 64 * 1024
 """Largest frame that a peer may send before it has shown the token."""
 MAX_PENDING_HELLOS = 512
@@ -185,7 +191,9 @@ class Listener:
                 with self._lock:
                     self._num_greeting -= 1
             while name is not None:
-                self.events.put(Event(name, connection.receive()))
+                message = connection.receive()
+                if message.kind != ALIVE:
+                    self.events.put(Event(name, message))
         except (RunError, TimeoutError) as error:
             if name is not None:
                 ended = (

@@ -16,7 +16,7 @@ from itertools import pairwise, permutations
 from atoll.errors import InputError
 from atoll.plan import Layout
 from atoll.planning.cost import HALF, step_cost
-from atoll.planning.layouts import powers_of_two
+from atoll.planning.layouts import powers_of_two, shape_problem
 from atoll.planning.memory import memory_use
 from atoll.planning.options import USABLE
 from atoll.planning.problem import Place, Problem
@@ -59,6 +59,7 @@ class _Stages:
     head_seconds: float
     layer_state: float
     layer_held: float
+    flight: float
     besides: float
 
 
@@ -105,6 +106,8 @@ def _chain(problem: Problem, order: Sequence[Place], lanes: int, recompute: str)
     counts = _layers_of(islands, caps, pace)
     cut = _cut(islands, counts, layers)
     hop, bound = _hops(problem, order, lanes)
+    if hop == float("inf"):
+        return None
     seconds_of = [
         _stage_seconds(one, max(mine), last=one is islands[-1])
         for one, mine in zip(islands, cut, strict=True)
@@ -138,7 +141,7 @@ def _stages(problem: Problem, place: Place, lanes: int, recompute: str) -> _Stag
     """What one layer costs on an island whose devices are shared by `lanes` lanes."""
     shape, machine = place.work.shape, place.machine
     reach = min(machine.domain, machine.node_devices, place.devices // lanes)
-    degrees = [tp for tp in powers_of_two(reach) if shape.heads % tp == 0 and shape.ffn % tp == 0]
+    degrees = [tp for tp in powers_of_two(reach) if not shape_problem(place.work, Layout(tp=tp))]
     if not degrees:
         return None
     tp = degrees[-1]
@@ -162,16 +165,19 @@ def _stages(problem: Problem, place: Place, lanes: int, recompute: str) -> _Stag
         u.weights + u.gradients + u.optimizer for u in uses[:1]
     )
     held = uses[1].activations - uses[0].activations
+    gaps = c.memory.gaps
     return _Stages(
         place=place, layout=layout, count=count, layer_seconds=layer,
-        head_seconds=max(0.0, costs[0] - layer), layer_state=state, layer_held=held,
-        besides=uses[0].total - state - held,
+        head_seconds=max(0.0, costs[0] - layer), layer_state=gaps * state,
+        layer_held=gaps * held, flight=c.memory.flight,
+        besides=uses[0].total - gaps * (state + held),
     )  # fmt: skip
 
 
-def _in_flight(islands: Sequence[_Stages], index: int, microbatches: int) -> int:
+def _in_flight(islands: Sequence[_Stages], index: int, microbatches: int) -> float:
     """Micro-batches that the first stage of an island holds: as many as stages follow, and one."""
-    return min(microbatches, sum(one.count for one in islands[index:]))
+    held = min(microbatches, sum(one.count for one in islands[index:]))
+    return 1.0 + islands[index].flight * (held - 1)  # as in memory.py
 
 
 def _caps(islands: Sequence[_Stages], microbatches: int) -> list[int] | None:
@@ -191,9 +197,10 @@ def _stage_seconds(one: _Stages, layers: int, *, last: bool) -> float:
 
 def _layers_of(islands: Sequence[_Stages], caps: Sequence[int], pace: float) -> list[int]:
     """Layers a stage of each island can do within `pace` seconds and its memory."""
+    heads = [one.head_seconds if one is islands[-1] else 0.0 for one in islands]
     return [
-        min(cap, int(pace / one.layer_seconds + 1e-9))
-        for one, cap in zip(islands, caps, strict=True)
+        min(cap, int((pace - head) / one.layer_seconds + 1e-9))
+        for one, cap, head in zip(islands, caps, heads, strict=True)
     ]
 
 
@@ -201,7 +208,7 @@ def _pace(islands: Sequence[_Stages], caps: Sequence[int], layers: int) -> float
     """The shortest time of a stage at which all layers find a place: one of k x layer seconds."""
     steps = sorted(
         {
-            k * one.layer_seconds
+            _stage_seconds(one, k, last=one is islands[-1])
             for one, cap in zip(islands, caps, strict=True)
             for k in range(1, cap + 1)
         }

@@ -22,10 +22,10 @@ DEFAULTS = {name: field.default for name, field in Layout.model_fields.items()}
 
 def problem(work: Work, layout: Layout, devices: int) -> tuple[str, str] | None:
     """Why a layout cannot compute a model on an island: (key, reason); None if it can."""
-    return _shape_problem(work, layout) or _device_problem(layout, devices)
+    return shape_problem(work, layout) or _device_problem(layout, devices)
 
 
-def _shape_problem(work: Work, layout: Layout) -> tuple[str, str] | None:
+def shape_problem(work: Work, layout: Layout) -> tuple[str, str] | None:
     """What the model's shape says against a layout."""
     shape, tp, ep = work.shape, layout.tp, layout.ep
     if shape.heads % tp:

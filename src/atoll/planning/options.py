@@ -89,7 +89,7 @@ def island_options(
     found: list[Option] = []
     tightest: Tightest | None = None
     for layout in layouts(work, machine, devices, grain=grain, grains=grains, only=only):
-        tried, use = _fitting(work, layout, machine, grain, share, coefficients, only)
+        tried, use = _fitting(work, layout, machine, grain, grains, coefficients, only)
         if use.total > machine.memory * USABLE:
             if tightest is None or use.total < tightest.need:
                 have = machine.memory * USABLE
@@ -107,12 +107,16 @@ def _fitting(
     layout: Layout,
     machine: Machine,
     grain: int,
-    share: int,
+    grains: int,
     c: Coefficient,
     only: Mapping[str, Any],
 ) -> tuple[Layout, MemoryUse]:
-    """The layout with the least recompute that fits, else with full recompute."""
-    flight = max(1, -(-share // layout.dp)) * grain // layout.microbatch
+    """The layout with the least recompute that fits, else with full recompute.
+
+    It must fit with all `grains`: the share is found later, and a pipeline holds more micro-batches
+    the more there are.
+    """
+    flight = max(1, -(-grains // layout.dp)) * grain // layout.microbatch
     choices = (only["recompute"],) if "recompute" in only else RECOMPUTES
     for recompute in choices:
         tried = layout.model_copy(update={"recompute": recompute})

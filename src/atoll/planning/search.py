@@ -60,14 +60,15 @@ def search(problem: Problem) -> Found:
     options, misfits = all_options(problem)
     others: dict[str, Way] = {}
     ways: list[Way] = []
-    if options:
+    if options and (not problem.shares or any(problem.shares.get(name) for name in options)):
         way = best_way(problem, options, problem.every)
         ways.append(way)
         other = "rounds" if problem.every == "step" else "step"
         if len(options) > 1:
             others[f"exchange every {other}"] = best_way(problem, options, other)
+            free = replace(problem, shares={})
             alone = min(
-                (way_of(problem, options, (name,), problem.every) for name in options),
+                (way_of(free, options, (name,), problem.every) for name in options),
                 key=lambda way: way.seconds,
             )
             others[f"{alone.names[0]} alone"] = alone
@@ -83,6 +84,9 @@ def search(problem: Problem) -> Found:
     if not ways:
         raise DoesNotFit(problem, misfits)
     best = min(ways, key=lambda way: way.seconds)
+    if best.seconds == float("inf"):  # only where a person fixed the shares
+        fix = 'add a [[link]], or mode = "auto" in [shares]'
+        raise InputError(f"shares are fixed, and {best.exchange.bound}", key="link", fix=fix)
     for way in ways:
         if way is not best:
             name = "one pipeline across islands" if way.chain else "whole models on islands"
@@ -120,7 +124,8 @@ def all_options(
     total = sum(place.speed for place in problem.places)
     for place in problem.places:
         share = max(1, round(problem.grains * place.speed / total))
-        key = (place.machine.chip, place.machine.network, place.machine.node_devices, place.devices)
+        on = place.machine
+        key = (on.chip, on.network, on.network_latency, on.node_devices, place.devices)
         if problem.only:
             _require(problem, place)
         if key not in seen:

@@ -17,7 +17,7 @@ from atoll.errors import InputError
 from atoll.plan import PlanIsland
 from atoll.training.display import Display
 from atoll.training.exchange import serve_store
-from atoll.training.pilot import Crewed
+from atoll.training.membership import Crewed
 
 LAST_SAVE_SECONDS = 60.0
 """How long islands that were told to finish may take to end by themselves."""

@@ -10,6 +10,7 @@ import queue
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ class Obeying(Protocol):
 
     def handle(self, message: wire.Message) -> bool:
         """Obey one message."""
+
+    def notice(self, message: wire.Message) -> None:
+        """See a message the moment it arrives, from another thread."""
 
 
 def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
@@ -51,7 +55,8 @@ def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
             hosts=_hosts(options.pilot),
             send=connection.send,
         )
-        inbox = _watch(connection)
+        inbox = _watch(connection, island.notice)
+        _beat(connection)
         while island.handle(inbox.get()):
             pass
     except Exception as error:
@@ -71,9 +76,23 @@ def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
     return 0
 
 
-def _watch(connection: wire.Connection) -> queue.SimpleQueue[wire.Message]:
+def _beat(connection: wire.Connection) -> None:
+    """Say in a thread that this process lives, whatever else it does."""
+
+    def beat() -> None:
+        with contextlib.suppress(AtollError):
+            while True:
+                connection.send(wire.ALIVE)
+                time.sleep(wire.ALIVE_SECONDS)
+
+    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+
+
+def _watch(
+    connection: wire.Connection, notice: Callable[[wire.Message], None]
+) -> queue.SimpleQueue[wire.Message]:
     """Read messages in a thread; a pilot that is gone ends this process at once, whatever it
-    computes.
+    computes. `notice` sees each message the moment it arrives.
     """
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
 
@@ -85,6 +104,7 @@ def _watch(connection: wire.Connection) -> queue.SimpleQueue[wire.Message]:
                 last = message.kind
                 if last == "failed":
                     raise RunError(f"it says: {message['reason']}")
+                notice(message)
                 inbox.put(message)
         except (AtollError, OSError) as error:
             log(f"no pilot any more ({error}); this island ends")

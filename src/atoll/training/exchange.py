@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,8 +27,13 @@ BUCKET_BYTES = 64 * 2**20
 """Largest piece that one collective moves."""
 EARLY_BYTES = 8 * 2**20
 """Sums that are gathered before their exchange starts: smaller messages would cost latency."""
-TIMEOUT = timedelta(minutes=10)
-"""How long a collective may hang; the pilot stops an island whose peer died long before."""
+TIMEOUT = timedelta(hours=12)
+"""How long a collective may wait: an early island's for the slowest one's last grain. Who waits for
+the dead is called away by the pilot (`cancel`)."""
+MEETING = timedelta(seconds=10)
+"""How long the members of a new group may look for one another."""
+LOOK_SECONDS = 0.001
+"""Between two looks whether a collective has ended or the island is called away."""
 
 
 def serve_store(host: str) -> Any:
@@ -51,19 +57,34 @@ class Exchange:
         self._store = _dist.TCPStore(store_host, store_port, is_master=False)
         self._local_host = local_host
         self._group: Any = None
+        self._called_away = threading.Event()
+        self._parked: list[Any] = []  # gloo ends what hangs only by its own time-out
+
+    def cancel(self) -> None:
+        """End whatever `OpenExchange.finish` waits for; from any thread."""
+        self._called_away.set()
+
+    def park(self, unfinished: object) -> None:
+        """Keep an exchange that was given up, its group and buffers too: it may still write."""
+        self._parked.append((unfinished, self._group))
+        self._group = None
 
     def join(self, *, epoch: int, rank: int, size: int) -> None:
         """Enter the group of `epoch`; all its members must call this. Alone (size 1) needs no
-        group.
+        group. ExchangeError if they do not find one another in time.
         """
+        self._called_away.clear()
         self._group = None  # dropping the last reference closes the old group's sockets
         if size == 1:
             return
         options = _dist.ProcessGroupGloo._Options()
-        options._timeout = TIMEOUT
+        options._timeout = MEETING
         options._devices = [_dist.ProcessGroupGloo.create_device(hostname=self._local_host)]
         prefix = _dist.PrefixStore(f"epoch-{epoch}", self._store)
-        self._group = _dist.ProcessGroupGloo(prefix, rank, size, options)
+        try:
+            self._group = _dist.ProcessGroupGloo(prefix, rank, size, options)
+        except RuntimeError as error:
+            raise ExchangeError(f"the islands of epoch {epoch} did not meet: {error}") from error
 
     def begin(
         self,
@@ -78,8 +99,9 @@ class Exchange:
         A bucket leaves when this island has added `num_grains` gradients to each of its tensors.
         All members must call this for the same steps and attempts.
         """
-        assert self._group is not None
-        return OpenExchange(self._group, sums, into, host=host, num_grains=num_grains)
+        return OpenExchange(
+            self._group, sums, into, host=host, num_grains=num_grains, away=self._called_away
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +143,10 @@ class OpenExchange:
         *,
         host: Callable[[Tensor], Tensor],
         num_grains: int,
+        away: threading.Event,
     ) -> None:
+        self._away = away
+        self._broken = "" if group is not None else "this island is in no group"
         self._group, self._sums, self._into, self._host = group, sums, into, host
         self._waiting = [num_grains] * len(sums.spans)
         self._buckets = buckets_of(sums)
@@ -132,6 +157,8 @@ class OpenExchange:
         """A grain's gradient of tensor `index` is in the sums."""
         with self._lock:
             self._waiting[index] -= 1
+            if self._broken:
+                return
             # Strictly in order: collectives of a group must match on all its members.
             while self._buckets and not any(self._waiting[i] for i in self._buckets[0].tensors):
                 self._send(self._buckets.pop(0))
@@ -139,33 +166,47 @@ class OpenExchange:
     def finish(self) -> None:
         """Send what has not left yet (a tensor without a gradient, say) and wait for everything.
 
-        ExchangeError if another member is gone.
+        ExchangeError if another member is gone, or if the pilot calls this island away.
         """
         with self._lock:
-            while self._buckets:
+            while self._buckets and not self._broken:
                 self._send(self._buckets.pop(0))
             for work, staged, piece in self._pending:
-                try:
-                    work.wait()
-                except RuntimeError as error:
-                    raise ExchangeError(
-                        f"the exchange with the other islands failed: {error}"
-                    ) from error
-                if staged.device != piece.device:
+                if self._broken:
+                    break
+                self._wait(work)
+                if staged.device != piece.device and not self._broken:
                     piece.copy_(staged)
+            if self._broken:
+                raise ExchangeError(f"the exchange with the other islands failed: {self._broken}")
             self._pending.clear()
 
+    def _wait(self, work: Any) -> None:
+        while not work.is_completed():
+            if self._away.is_set():
+                self._broken = "called away by the pilot"
+                return
+            time.sleep(LOOK_SECONDS)
+        try:
+            work.wait()
+        except RuntimeError as error:
+            self._broken = str(error)
+
     def _send(self, bucket: _Bucket) -> None:
+        """Begin one bucket's collective; a group that is broken is remembered, not raised: lanes
+        go on computing, and their sums are needed in the next group.
+        """
         source, target = self._sums.flats[bucket.width], self._into.flats[bucket.width]
         step = BUCKET_BYTES // source.element_size()
+        options = _dist.AllreduceOptions()
+        options.timeout = TIMEOUT
         for first in range(bucket.first, bucket.last, step):
             last = min(first + step, bucket.last)
             piece = target[first:last]
             piece.copy_(source[first:last])
             staged = self._host(piece)
             try:
-                self._pending.append((self._group.allreduce([staged]), staged, piece))
+                self._pending.append((self._group.allreduce([staged], options), staged, piece))
             except RuntimeError as error:
-                raise ExchangeError(
-                    f"the exchange with the other islands failed: {error}"
-                ) from error
+                self._broken = str(error)
+                return

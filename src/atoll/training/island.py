@@ -23,7 +23,7 @@ from atoll.crew import wire
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, open_shards
 from atoll.digest import digest_of
-from atoll.errors import AtollError, CheckpointError, InputError
+from atoll.errors import AtollError, CheckpointError, ExchangeError, InputError
 from atoll.modeling import initial
 from atoll.modeling.decoder import Decoder
 from atoll.recipe import Recipe
@@ -177,12 +177,32 @@ class Island:
         }
 
     def join(self, *, epoch: int, rank: int, size: int) -> None:
-        """Enter the exchange group of an epoch."""
-        self.exchange.join(epoch=epoch, rank=rank, size=size)
+        """Enter the exchange group of an epoch; the sums of the open step stay as they are."""
+        self._leave_exchange()
+        ok = True
+        try:
+            self.exchange.join(epoch=epoch, rank=rank, size=size)
+        except ExchangeError as error:
+            log(str(error))
+            ok = False
         self._alone = size == 1
-        if not self._alone and self.exchanged is self.accumulator.sums:
+        if self._alone:
+            self.exchanged = self.accumulator.sums
+        elif self.exchanged is self.accumulator.sums:
             self.exchanged = self.accumulator.sums.like()
-        self.send("joined", epoch=epoch)
+        self.send("joined", epoch=epoch, ok=ok)
+
+    def _leave_exchange(self) -> None:
+        """Give up an exchange that is open: what hangs in it may still write into its buffer."""
+        if self._open_exchange is not None:
+            self.exchange.park((self._open_exchange, self.exchanged))
+            self._open_exchange = None
+            self.exchanged = self.accumulator.sums.like()
+
+    def notice(self, message: wire.Message) -> None:
+        """See a message the moment it arrives, from the inbox's thread, before its turn."""
+        if message.kind == "join" and hasattr(self, "exchange"):
+            self.exchange.cancel()
 
     def restore(self, *, step: int) -> None:
         """Load the checkpoint after `step`; step 0 is the initial weights."""
@@ -210,20 +230,28 @@ class Island:
         self,
         *,
         step: int,
+        turn: int,
         attempt: int,
+        fresh: bool,
         exponents: list[int],
         ranges: list[list[int]],
         probe_grain: int | None,
         exchange: bool,
     ) -> None:
-        """Compute grains into fresh sums and report their losses and loads.
+        """Compute grains into fresh sums, or add them to those there are; report losses and loads.
 
         With `exchange`, what is finished leaves for the other islands during the last grains.
         """
         started = time.perf_counter()
         grains = grains_in(ranges)
-        self._finish_exchange()  # of an attempt that was given up: it still reads the sums
-        self.accumulator.start(exponents)
+        if fresh:
+            try:
+                self._finish_exchange()  # of an attempt that was given up: it still reads the sums
+            except ExchangeError:
+                self._leave_exchange()
+            self.accumulator.start(exponents)
+        else:
+            self._leave_exchange()  # what has left already lacks the grains that come now
         added = None
         if exchange and not self._alone:
             self._open_exchange = self.exchange.begin(
@@ -241,6 +269,7 @@ class Island:
         self.send(
             "result",
             step=step,
+            turn=turn,
             attempt=attempt,
             loads=pack_loads(loads),
             losses=[[r.grain, r.loss] for r in results],
@@ -280,13 +309,25 @@ class Island:
         results = [r for done in self._pool.map(compute, self.lanes[: len(grains)]) for r in done]
         return sorted(results, key=lambda result: result.grain)
 
-    def exchange_sums(self, *, step: int) -> None:
+    def exchange_sums(self, *, step: int, epoch: int) -> None:
         """Finish the exchange into the second buffer; report the result's digest and squares."""
-        self._finish_exchange()
+        try:
+            if self._open_exchange is None and not self._alone:
+                self._open_exchange = self.exchange.begin(
+                    self.accumulator.sums, self.exchanged, host=self.backend.host, num_grains=0
+                )
+            self._finish_exchange()
+        except ExchangeError as error:
+            log(str(error))
+            self._leave_exchange()
+            self.send("exchanged", step=step, epoch=epoch, ok=False, squares=[], sum_digest=None)
+            return
         squares = self._parallel(square_sum, self.exchanged.views)
         self.send(
             "exchanged",
             step=step,
+            epoch=epoch,
+            ok=True,
             squares=[[s.total, s.shift] for s in squares],
             sum_digest=None if self._alone else self._digest(self.exchanged),
         )

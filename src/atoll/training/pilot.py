@@ -10,15 +10,11 @@ arrives with s + 1 and stands in that line.
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from atoll.crew import wire
 from atoll.digest import digest_of
 from atoll.errors import IslandError, RunError
 from atoll.model import Model
@@ -26,186 +22,24 @@ from atoll.recipe import Recipe
 from atoll.run import LedgerLine
 from atoll.training import exponents as exp
 from atoll.training import scalars, shares
-from atoll.training.step import Totals, add_up, check_exchange, check_replicas, not_finite
+from atoll.training.membership import Crewed
+from atoll.training.step import (
+    OpenStep,
+    Totals,
+    add_up,
+    bad_sums,
+    check_exchange,
+    check_replicas,
+    not_finite,
+    odd_replicas,
+)
 
 MOST_ATTEMPTS = 8
 """Attempts at one step; each overflow lowers the exponents by what its loads demand."""
-WORD_SECONDS = 5.0
-"""Between two words about islands that are waited for."""
-SPEED_WINDOW = 8
-"""Steps whose speeds decide the next split."""
-
-
-@dataclass(slots=True)
-class Member:
-    """One island that has arrived, as the pilot knows it."""
-
-    name: str
-    chip: str
-    lanes: int
-    connection: wire.Connection
-    kind: dict[str, Any] = field(default_factory=dict)
-    kind_id: str = ""
-    memory: dict[str, Any] = field(default_factory=dict)
-    failed_operations: list[str] = field(default_factory=list)
-    updates_on_host: bool = False
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW))
-    grains: int = 0
-
-    @property
-    def grain_seconds(self) -> float:
-        """Seconds that one lane needs for a grain: the median of the last steps."""
-        ordered = sorted(self.seconds)
-        return ordered[len(ordered) // 2] if ordered else 1.0
-
-    @property
-    def grains_per_second(self) -> float:
-        """Speed of the whole island."""
-        return self.lanes / self.grain_seconds
-
-
-class Crewed:
-    """The members and the queue their messages come through: ask all, wait for all."""
-
-    def __init__(self, listener: wire.Listener, explain: Callable[[str], str]) -> None:
-        self.members: dict[str, Member] = {}
-        self._names: set[str] = set()  # of the islands that belong here
-        self._events = listener.events
-        self._explain = explain  # what to show of an island that died
-        self._late: list[tuple[str, wire.Message]] = []
-        self._finished: set[str] = set()
-
-    def admit(self, names: Sequence[str], *, waiting: Callable[[list[str]], None]) -> None:
-        """Wait until every island of `names` has dialled in; members keep the order of `names`."""
-        self._names = set(names)
-        arrived: dict[str, Member] = {}
-        last_word = time.monotonic()
-        while missing := [name for name in names if name not in arrived]:
-            event = self._next(1.0)
-            if event is None and time.monotonic() - last_word > WORD_SECONDS:
-                waiting(missing)
-                last_word = time.monotonic()
-            if event is not None and isinstance(event[1], wire.Arrival):
-                name, arrival = event[0], event[1]
-                told = arrival.hello["facts"]
-                arrived[name] = Member(name, told["chip"], told["lanes"], arrival.connection)
-        # Whoever comes first must not decide ranks, ranges or who writes checkpoints.
-        self.members = {name: arrived[name] for name in names}
-
-    def _next(self, timeout: float | None = None) -> tuple[str, Any] | None:
-        """The next event that is not the end of an island; None after `timeout` seconds.
-
-        An island that fails, or leaves before it has said that it is finished, raises IslandError.
-        """
-        while True:
-            try:
-                name, what = self._events.get(timeout=timeout)
-            except queue.Empty:
-                return None
-            if name not in self._names:
-                _turn_away(name, what)
-                continue
-            if isinstance(what, wire.Message) and what.kind == "finished":
-                self._finished.add(name)
-            if not _is_end(what):
-                return name, what
-            if isinstance(what, wire.Exit) and what.status == 0 and name in self.members:
-                continue  # its goodbye may still be on the wire; the wire's end comes after it
-            if name not in self._finished:
-                raise self._why_gone(name, what)
-
-    def _why_gone(self, name: str, what: object) -> IslandError:
-        """The error for the end of an island, from the best of the words that explain it.
-
-        Its own last word may arrive just after its end is seen; and an island whose exchange broke
-        off only follows another, whose end may be told later.
-        """
-        ends = [(name, what)]
-        deadline = time.monotonic() + 1.0
-        while _blame(ends[-1][1]) < 2 and (left := deadline - time.monotonic()) > 0:
-            try:
-                other, late = self._events.get(timeout=left)
-            except queue.Empty:
-                break
-            if _is_end(late) and other in self._names:
-                ends.append((other, late))
-        name, what = max(ends, key=lambda end: _blame(end[1]))
-        if isinstance(what, wire.Message):
-            return IslandError(
-                f"island {name!r} failed:\n{what.get('traceback') or what['reason']}"
-            )
-        return IslandError(f"island {name!r} is gone ({what}).\n{self._explain(name)}")
-
-    def tell(self, kind: str, fields: Mapping[str, Mapping[str, Any]]) -> None:
-        """Send each island its own fields."""
-        for name, values in fields.items():
-            try:
-                self.members[name].connection.send(kind, **values)
-            except wire.ConnectionClosed as error:
-                raise self._why_gone(name, error) from error
-
-    def tell_all(self, kind: str, **fields: Any) -> None:
-        """Send all islands the same."""
-        self.tell(kind, dict.fromkeys(self.members, fields))
-
-    def gather(self, kind: str, names: list[str] | None = None) -> dict[str, wire.Message]:
-        """One message of `kind` from each island (or those of `names`), in the members' order.
-
-        Other kinds that arrive meanwhile wait for the `gather` or `take` that asks for them.
-        """
-        wanted = list(self.members) if names is None else names
-        got: dict[str, wire.Message] = {}
-        for item in [x for x in self._late if x[1].kind == kind and x[0] in wanted]:
-            if item[0] not in got:
-                got[item[0]] = item[1]
-                self._late.remove(item)
-        while len(got) < len(wanted):
-            event = self._next()
-            assert event is not None
-            name, message = event
-            if (
-                isinstance(message, wire.Message)
-                and message.kind == kind
-                and name in wanted
-                and name not in got
-            ):
-                got[name] = message
-            elif isinstance(message, wire.Message):
-                self._late.append((name, message))
-        return {name: got[name] for name in wanted}
-
-    def take(self, *kinds: str) -> list[tuple[str, wire.Message]]:
-        """What has arrived of these kinds, without waiting."""
-        while (event := self._next(0.0)) is not None:
-            if isinstance(event[1], wire.Message):
-                self._late.append((event[0], event[1]))
-        taken = [x for x in self._late if x[1].kind in kinds]
-        self._late = [x for x in self._late if x[1].kind not in kinds]
-        return taken
-
-
-def _is_end(what: object) -> bool:
-    """Whether an event is the end of an island."""
-    if isinstance(what, wire.Message):
-        return what.kind == "failed"
-    return isinstance(what, wire.ConnectionClosed | wire.Exit)
-
-
-def _turn_away(name: str, what: object) -> None:
-    """An island of another name has the token, but no place here; it must not end the run."""
-    if isinstance(what, wire.Arrival):
-        with contextlib.suppress(wire.ConnectionClosed):
-            what.connection.send("failed", reason=f"the fleet has no island {name!r}")
-        what.connection.close()
-
-
-def _blame(what: object) -> int:
-    """How well an island's end explains what happened: 3 its own failure, 2 a signal, 0 that of
-    another.
-    """
-    if isinstance(what, wire.Message):
-        return 0 if what.get("follows") else 3
-    return 2 if isinstance(what, wire.Exit) and what.status < 0 else 1
+GRACE = 1.0
+"""Seconds in which an island that holds the whole sum has said so after another was lost."""
+MOST_EXCHANGES = 8
+"""Exchanges of one step that may break off before the run gives up."""
 
 
 class Pilot:
@@ -225,6 +59,9 @@ class Pilot:
         self.exponents = exp.Exponents.fresh(self.widths)
         self.step = 0
         self.fingerprint = ""
+        self.epoch = 0
+        self._grouped: tuple[str, ...] = ()
+        self._turns = 0
         self._pending_update = False
 
     # ------------------------------------------------------------------ start
@@ -273,11 +110,18 @@ class Pilot:
         self.fingerprint = check_replicas(0, {n: a["fingerprint"] for n, a in ready.items()})
 
     def form_group(self) -> None:
-        """Let all members meet for the exchange."""
-        members = self.crew.members
-        ranks = {n: {"epoch": 1, "rank": i, "size": len(members)} for i, n in enumerate(members)}
-        self.crew.tell("join", ranks)
-        self.crew.gather("joined")
+        """Let all members meet for the exchange, in a new epoch; again if one is lost meanwhile."""
+        while self._grouped != tuple(self.crew.members):
+            self.epoch += 1
+            names = tuple(self.crew.members)
+            ranks = {
+                name: {"epoch": self.epoch, "rank": rank, "size": len(names)}
+                for rank, name in enumerate(names)
+            }
+            self.crew.tell("join", ranks)
+            answers = self.crew.gather("joined", match={"epoch": self.epoch})
+            if all(name in answers and answers[name]["ok"] for name in names):
+                self._grouped = names
 
     def restore(self, step: int, state: Mapping[str, Any] | None) -> None:
         """Take every island to the checkpoint after `step` (0: the initial weights)."""
@@ -311,87 +155,168 @@ class Pilot:
         """Compute, judge and exchange the next step; returns its ledger line and the update to
         send.
 
-        Nothing is committed: the caller appends the line, then calls `commit`.
+        Islands may be lost at any point: the others keep their sums, compute what is missing, and
+        the step is the same. Nothing is committed: the caller appends the line, then calls
+        `commit`.
         """
         step, started = self.step + 1, time.perf_counter()
-        ranges = {name: list(ranges.get(name, [])) for name in self.crew.members}
-        totals, num_requantised = self._compute(step, ranges)
-        self.crew.tell_all("exchange", step=step)
-        answers = self.crew.gather("exchanged")
-        squares = check_exchange(step, totals, answers)
+        open_step = OpenStep.begin(step, ranges)
+        measuring = not self.exponents.measured
+        for _ in range(MOST_EXCHANGES):
+            totals = self._compute(open_step, measuring=measuring)
+            measuring = False
+            squares = self._exchange(open_step, totals)
+            if squares is not None:
+                break
+        else:
+            raise RunError(f"the exchange of step {step} broke off {MOST_EXCHANGES} times")
         line, values = self._close(step, totals, squares)
         line = line.model_copy(
             update={
-                "grains": {
-                    name: [list(r) for r in parts] for name, parts in ranges.items() if parts
-                },
-                "kinds": {n: m.kind_id for n, m in self.crew.members.items()},
+                "grains": open_step.contributed(),
+                "kinds": {**open_step.kinds, **{n: m.kind_id for n, m in self._whole().items()}},
                 "seconds": time.perf_counter() - started,
-                "requantised": num_requantised,
+                "requantised": open_step.num_requantised,
+                "reassigned": open_step.reassigned,
             }
         )
         self._loads = totals.loads
+        self.crew.follow_pace(line.seconds)
         return line, values
 
-    def _compute(self, step: int, ranges: Mapping[str, shares.Ranges]) -> tuple[Totals, int]:
+    def _whole(self) -> dict[str, Any]:
+        """The members that hold the weights: all but those that are healing."""
+        return {name: m for name, m in self.crew.members.items() if not m.healing}
+
+    def _compute(self, open_step: OpenStep, *, measuring: bool) -> Totals:
         """Attempts until every grain is finite and no tensor overflows; the second not-finite one
         ends the run. All grains have finished before an overflow is judged, so it depends on the
         step alone.
         """
-        measuring, num_requantised, seen_not_finite = not self.exponents.measured, 0, False
-        for attempt in range(MOST_ATTEMPTS):
-            results = self._assign(step, attempt, ranges, exchange=not measuring)
-            error = not_finite(step, results)
-            if error is not None and seen_not_finite:
+        for _ in range(MOST_ATTEMPTS):
+            while open_step.todo:
+                self._assign(open_step, exchange=not measuring)
+            error = not_finite(open_step.step, open_step.held)
+            if error is not None and open_step.seen_not_finite:
                 raise error
             if error is not None:
-                seen_not_finite = True
+                open_step.seen_not_finite = True
+                open_step.again(self._whole_split(open_step))
                 continue
-            totals = add_up(results)
+            totals = add_up(open_step.held)
             if not measuring and not self.exponents.overflown(totals.loads):
-                return totals, num_requantised
+                return totals
             self.exponents.current = self.exponents.retry(totals.loads)
-            num_requantised += not measuring
+            open_step.num_requantised += not measuring
+            open_step.again(self._whole_split(open_step))
             measuring = False
         raise RunError(
-            f"step {step} still overflows after {MOST_ATTEMPTS} attempts: a bug in Atoll"
+            f"step {open_step.step} still overflows after {MOST_ATTEMPTS} attempts: a bug in Atoll"
         )
 
-    def _assign(
-        self, step: int, attempt: int, ranges: Mapping[str, shares.Ranges], *, exchange: bool
-    ) -> dict[str, wire.Message]:
+    def _whole_split(self, open_step: OpenStep) -> Mapping[str, shares.Ranges]:
+        """All grains once more: as they were planned, or by speed if an island is gone since."""
+        if all(name in self.crew.members for name, part in open_step.planned.items() if part):
+            return open_step.planned
+        return self._by_speed(range(self.recipe.num_grains))
+
+    def _by_speed(self, grains: Sequence[int]) -> dict[str, shares.Ranges]:
+        """Some grains split between the whole members, by their speed."""
+        whole = self._whole()
+        counts = shares.by_speed(
+            len(grains),
+            grain_seconds={name: member.grain_seconds for name, member in whole.items()},
+            lanes={name: member.lanes for name, member in whole.items()},
+        )
+        return shares.lay_out(counts, grains)
+
+    def _assign(self, open_step: OpenStep, *, exchange: bool) -> None:
+        """Hand out what is to do and take in the results; what a lost island had is to do again.
+
+        Only the first turn of an attempt lets sums leave early: later ones add to sums that may
+        have left already.
+        """
+        self._turns += 1
+        first = not open_step.held
+        asked = list(self.crew.members) if first else list(open_step.todo)
+        todo = {name: open_step.todo.get(name, []) for name in asked}
         self.crew.tell(
             "assign",
             {
                 name: {
-                    "step": step,
-                    "attempt": attempt,
+                    "step": open_step.step,
+                    "turn": self._turns,
+                    "attempt": open_step.attempt,
+                    "fresh": first,
                     "exponents": self.exponents.current,
                     "ranges": [list(r) for r in parts],
-                    "probe_grain": _draw(self.recipe.seed, step, parts),
-                    "exchange": exchange,
+                    "probe_grain": _draw(self.recipe.seed, open_step.step, parts)
+                    if first
+                    else None,
+                    "exchange": exchange and first and self._grouped == tuple(self.crew.members),
                 }
-                for name, parts in ranges.items()
+                for name, parts in todo.items()
             },
         )
         self.settle()  # the update of the last step ends before any grain of this one begins
-        results = self.crew.gather("result")
+        results = self.crew.gather("result", asked, match={"turn": self._turns})
         for name, result in results.items():
             member = self.crew.members[name]
-            member.grains = len(result["losses"])
+            open_step.take(name, todo[name], result, kind=member.kind_id)
+            member.grains = len(shares.grains_in(open_step.held_ranges[name]))
             if result["lane_seconds"]:
                 ordered = sorted(result["lane_seconds"])
                 member.seconds.append(ordered[len(ordered) // 2])
-        return results
+        missing = open_step.give_up(set(asked) - set(results), todo)
+        missing += open_step.forget(set(self.crew.members))
+        open_step.todo = self._by_speed(sorted(missing)) if missing else {}
+
+    def _exchange(self, open_step: OpenStep, totals: Totals) -> Any | None:
+        """The squares of the summed gradient once all islands hold it; None if grains are missing.
+
+        If an island is lost when the others hold the whole sum already, its part is in it.
+        """
+        for _ in range(MOST_EXCHANGES):
+            self.form_group()
+            if self._lost(open_step):
+                return None
+            self.crew.tell_all("exchange", step=open_step.step, epoch=self.epoch)
+            answers = self.crew.gather("exchanged", match={"epoch": self.epoch}, grace=GRACE)
+            broken = [name for name in self.crew.members if not _went_well(answers.get(name))]
+            if not broken:
+                bad = bad_sums(totals, answers)
+                if bad and self.crew.elastic and len(bad) < len(answers):
+                    for name in bad:
+                        self.crew.drop(name, "corrupt", "its exchanged sums are wrong")
+                    self._grouped = ()
+                else:
+                    return check_exchange(open_step.step, totals, answers)
+            if not self.crew.elastic and broken:
+                raise IslandError(f"the exchange of step {open_step.step} broke off")
+            self._grouped = ()
+            if self._lost(open_step):
+                return None
+        return None
+
+    def _lost(self, open_step: OpenStep) -> bool:
+        """Whether islands are gone whose sums are not exchanged yet; their grains are to do."""
+        missing = open_step.forget(set(self.crew.members))
+        if missing:
+            open_step.todo = self._by_speed(sorted(missing))
+        return bool(missing)
 
     def settle(self) -> None:
         """Take in the fingerprints of the last update; all replicas must be identical."""
         if self._pending_update:
             self._pending_update = False
-            updated = self.crew.gather("updated")
-            self.fingerprint = check_replicas(
-                self.step, {n: a["fingerprint"] for n, a in updated.items()}
-            )
+            updated = self.crew.gather("updated", list(self._whole()), match={"step": self.step})
+            told = {name: answer["fingerprint"] for name, answer in updated.items()}
+            odd = odd_replicas(told)
+            if odd and self.crew.elastic and len(told) > 2:
+                for name in odd:
+                    self.crew.drop(name, "corrupt", f"other weights after step {self.step}")
+                    told.pop(name)
+            self.fingerprint = check_replicas(self.step, told)
 
     def _close(self, step: int, totals: Totals, squares: Any) -> tuple[LedgerLine, dict[str, Any]]:
         """Norm, clip, learning rate and the update's scalars of a computed step."""
@@ -453,24 +378,40 @@ class Pilot:
         size = self.recipe.batch.grain
         counts = shares.by_speed(
             -(-num_windows // size),
-            grain_seconds={n: m.grain_seconds for n, m in self.crew.members.items()},
-            lanes={n: m.lanes for n, m in self.crew.members.items()},
+            grain_seconds={n: m.grain_seconds for n, m in self._whole().items()},
+            lanes={n: m.lanes for n, m in self._whole().items()},
         )
         first = 0
-        asked: list[str] = []
+        pieces: dict[str, tuple[int, int]] = {}
         for name, batches in counts.items():
             count = min(batches * size, num_windows - first)
             if count > 0:
-                self.crew.tell("validate", {name: {"first": first, "count": count}})
-                asked.append(name)
+                pieces[name] = (first, count)
                 first += count
-        answers = self.crew.gather("validated", asked)
+        answers = self._validated(pieces)
         total = tokens = 0.0
-        for answer in answers.values():
-            for loss in answer["losses"]:
+        for begin in sorted(answers):
+            for loss in answers[begin]["losses"]:
                 total += loss
-            tokens += answer["tokens"]
+            tokens += answers[begin]["tokens"]
         return total / tokens
+
+    def _validated(self, pieces: dict[str, tuple[int, int]]) -> dict[int, Any]:
+        """First window -> answer; a piece whose island is lost goes to another one."""
+        done: dict[int, Any] = {}
+        while pieces:
+            for name, (first, count) in pieces.items():
+                self.crew.tell("validate", {name: {"first": first, "count": count}})
+            answers = self.crew.gather("validated", list(pieces))
+            done |= {answer["first"]: answer for answer in answers.values()}
+            lost = [piece for name, piece in pieces.items() if name not in answers]
+            whole = list(self._whole())
+            pieces = dict(zip(whole, lost, strict=False))
+            # More pieces than islands wait for the next turn.
+            for piece in lost[len(whole) :]:
+                pieces |= {}
+                done |= self._validated({whole[0]: piece})
+        return done
 
     def probe_grains(self, step: int, ranges: Mapping[str, shares.Ranges]) -> dict[str, Any]:
         """[grain, digest] of single grains of `step` at the exponents now in force; commits
@@ -478,9 +419,9 @@ class Pilot:
         """
         if not ranges:
             return {}
-        wanted = {name: list(ranges.get(name, [])) for name in self.crew.members}
-        results = self._assign(step, 0, wanted, exchange=False)
-        return {name: results[name]["probe"] for name in ranges}
+        open_step = OpenStep.begin(step, ranges)
+        self._assign(open_step, exchange=False)
+        return {name: open_step.held[name]["probe"] for name in ranges}
 
     def contract(self) -> str:
         """What this crew promises, from the kinds that were proved."""
@@ -490,6 +431,11 @@ class Pilot:
     def kinds(self) -> dict[str, dict[str, Any]]:
         """Every kind present, spelled out, by its id."""
         return {member.kind_id: member.kind for member in self.crew.members.values()}
+
+
+def _went_well(answer: Any) -> bool:
+    """Whether an island has answered, and that its exchange went well."""
+    return answer is not None and bool(answer["ok"])
 
 
 def _draw(seed: int, step: int, ranges: shares.Ranges) -> int | None:

@@ -290,7 +290,9 @@ class _Session:
     def _loop(self) -> None:
         pilot, cadence = self.pilot, self.recipe.run
         started = time.perf_counter()
+        pilot.crew.elastic = True
         while pilot.step < self.last_step and not self.interrupted.is_set():
+            self._note_losses()
             line, values = pilot.open_step(self._ranges(pilot.step + 1))
             self.ledger.append(line)
             pilot.commit(values)
@@ -305,6 +307,20 @@ class _Session:
             self._collect_checkpoints()
             self._seconds_here = time.perf_counter() - started
             self._show(line)
+
+    def _note_losses(self) -> None:
+        """Tell and write down who is gone since the last step."""
+        crew = self.pilot.crew
+        while crew.losses:
+            loss = crew.losses.pop(0)
+            how = {"hung": "is silent", "corrupt": "computed something else", "left": "has left"}
+            self.display.say(
+                f"island {loss.name!r} {how.get(loss.how, 'is gone')}: {loss.reason}; "
+                f"{len(crew.members)} go on, no step is lost"
+            )
+            self.events.append(
+                loss.how, island=loss.name, reason=loss.reason[:2000], step=self.pilot.step + 1
+            )
 
     def _ranges(self, step: int) -> dict[str, shares.Ranges]:
         """The split of a step: by the plan's rule, over the members that are here."""

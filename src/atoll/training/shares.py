@@ -66,6 +66,29 @@ def contiguous(shares: Mapping[str, int]) -> dict[str, Ranges]:
     return ranges
 
 
+def lay_out(counts: Mapping[str, int], grains: Sequence[int]) -> dict[str, Ranges]:
+    """Give the first of `grains` (ascending) to the first island, and so on; runs become ranges."""
+    laid: dict[str, Ranges] = {}
+    first = 0
+    for name, count in counts.items():
+        mine = grains[first : first + count]
+        first += count
+        if mine:
+            laid[name] = ranges_of(mine)
+    return laid
+
+
+def ranges_of(grains: Sequence[int]) -> Ranges:
+    """Ascending grains as closed ranges."""
+    ranges: Ranges = []
+    for grain in grains:
+        if ranges and ranges[-1][1] == grain - 1:
+            ranges[-1] = (ranges[-1][0], grain)
+        else:
+            ranges.append((grain, grain))
+    return ranges
+
+
 def grains_in(ranges: Sequence[Sequence[int]]) -> list[int]:
     """All grain indices of closed ranges, in order."""
     return [grain for first, last in ranges for grain in range(first, last + 1)]

@@ -1,6 +1,92 @@
-from types import SimpleNamespace
+"""Emit: launch files of other people's tools for the islands of a plan.
 
-TOOLS = {
-    "megatron": SimpleNamespace(backends=["nvidia"]),
-    "mindspeed": SimpleNamespace(backends=["ascend"]),
+`emit` is the one function; each family of tools has a module that turns a plan into texts. What a
+tool cannot express is refused by name, with the reason. Nothing is started here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from atoll import strict
+from atoll.errors import InputError
+from atoll.facts.engines import Tool, tools
+from atoll.plan import Plan
+from atoll.planning.emit import flagscale, megatron, skypilot, torchtitan
+from atoll.planning.emit.text import MARK
+
+TOOLS: Mapping[str, Tool] = tools()
+"""The tools by name: version, why, what files, which makes of chips."""
+
+_WRITERS: Mapping[str, Callable[[Plan, str, str | None], dict[str, str]]] = {
+    "megatron": megatron.files,
+    "torchtitan": torchtitan.files,
+    "flagscale": flagscale.files,
+    "skypilot": skypilot.files,
 }
+
+
+def emit(plan: Plan, tool: str, to: Path, *, island: str | None = None) -> list[Path]:
+    """Writes a tool's launch files into the folder `to`; the paths in the order written.
+
+    One island's files lie in `to` itself. Without `island`, a plan of several islands gives each
+    island of a make that the tool runs on a folder of its name; FlagScale takes the whole plan.
+    InputError for an unknown tool or island, for what the tool cannot express, and for a folder
+    with files that are not such launch files; then nothing is written.
+    """
+    if tool not in TOOLS:
+        fix = strict.nearest(tool, list(TOOLS), what="tools")
+        raise InputError("there is no such tool", key="--emit", value=tool, fix=fix)
+    names = [one.name for one in plan.islands]
+    if island is not None and island not in names:
+        fix = strict.nearest(island, names, what="islands")
+        raise InputError("the plan has no such island", key="--island", value=island, fix=fix)
+    texts = _WRITERS[TOOLS[tool].family](plan, tool, island)
+    _refuse_foreign(to, tool, list(texts))
+    return [_write(to / name, text) for name, text in texts.items()]
+
+
+def _refuse_foreign(to: Path, tool: str, names: list[str]) -> None:
+    """InputError unless `to` is new, empty, or holds launch files for the same tool."""
+    fix = "name a new or an empty folder"
+    if not to.exists():
+        return
+    if not to.is_dir():
+        raise InputError("is no folder", key="--to", value=str(to), fix=fix)
+    present = sorted(path for path in to.rglob("*") if path.is_file())
+    ours = {path: _written_for(path) for path in present}
+    others = {name for name in ours.values() if name not in (None, tool)}
+    if others:
+        message = f"holds launch files for {', '.join(sorted(str(name) for name in others))}"
+        raise InputError(message, key="--to", value=str(to), fix=fix)
+    if present and not any(ours.values()):
+        message = f"holds other files ({present[0].name} is the first)"
+        raise InputError(message, key="--to", value=str(to), fix=fix)
+    for name in names:
+        path = to / name
+        if path.exists() and ours.get(path) is None:
+            message = f"holds a {name} that is no launch file of ours"
+            raise InputError(message, key="--to", value=str(to), fix=fix)
+
+
+def _written_for(path: Path) -> str | None:
+    """The tool that a file was written for, by its first lines; None if it is not ours."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(200).decode("utf-8", "replace")
+    except OSError:
+        return None
+    for line in head.splitlines()[:2]:
+        if line.startswith(MARK):
+            return line.removeprefix(MARK).partition(":")[0]
+    return None
+
+
+def _write(path: Path, text: str) -> Path:
+    """Writes a file and its folders; what begins as a script may be run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    if text.startswith("#!"):
+        path.chmod(0o755)
+    return path

@@ -1,0 +1,275 @@
+"""Report: an answer of the planner as one page to look at: pictures first, tables below.
+
+It is for people; scripts read the plan file or `atoll plan --json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from atoll import __version__
+from atoll.planning.explain import finish_text, headline, shown_islands
+from atoll.planning.options import USABLE
+from atoll.planning.page import page, table
+from atoll.planning.pictures import legend_of, memory_picture, time_picture
+from atoll.planning.segments import HATCHED, Segment
+from atoll.planning.sitemap import bounding_ends, bounding_link, bounding_uplinks, map_picture
+from atoll.planning.svg import NARROW, WIDE, escape, tag
+from atoll.planning.timeline import (
+    BACKWARD,
+    FORWARD,
+    LINK,
+    pipeline_of,
+    timeline_caption,
+    timeline_picture,
+)
+from atoll.units import format_count, format_seconds
+
+if TYPE_CHECKING:
+    from atoll.plan import Estimate
+    from atoll.planning.planner import Answer
+
+
+TILED = ("step", "speed", "finish")
+"""Lines of the headline that stand in large letters above the others."""
+
+
+def report_of(answer: Answer) -> str:
+    """The page as HTML: no script, nothing loaded from anywhere."""
+    name = answer.recipe.name
+    return page(
+        f"Plan of {name}",
+        tag("h1", f"Plan of {escape(name)}"),
+        tag("p", _summary(answer), class_="dim"),
+        tag("div", *_tiles(answer), class_="tiles"),
+        tag(
+            "dl",
+            *(
+                tag("dt", escape(name)) + tag("dd", escape(text))
+                for name, text in headline(answer)
+                if name not in TILED
+            ),
+        ),
+        _time(answer),
+        _memory(answer),
+        _timeline(answer),
+        _map(answer),
+        _layouts(answer),
+        _estimates(answer),
+        _helps(answer),
+        _rejected(answer),
+        _notes(answer),
+        _footer(answer),
+    )
+
+
+def _summary(answer: Answer) -> str:
+    """One sentence: what, where."""
+    sites = {one.island.site for one in answer.islands}
+    of = sum(island.num_chips for island in answer.fleet.island)
+    islands = _count(len(answer.islands), "island")
+    return escape(
+        f"{answer.chips:,} of {of:,} chips: {islands} at {_count(len(sites), 'site')}, planned by "
+        f"Atoll {__version__}. Every number is an estimate; its range is beside it."
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _tiles(answer: Answer) -> list[str]:
+    """The numbers that a reader looks for."""
+    step, rate = answer.step_seconds, answer.tokens_per_second
+    finish, days = answer.finish_seconds, answer.finish_days()
+    spans = [format_seconds(seconds) for seconds in (finish.low, finish.mid, finish.high)]
+    ends = f"done after {spans[1]} ({spans[0]} to {spans[2]})"
+    if days is not None:
+        ends = f"done, {spans[1]} from {answer.day or 'today'} ({days[0]} to {days[2]})"
+    step_range = f"{format_seconds(step.low)} to {format_seconds(step.high)}, {step.basis}"
+    rate_range = f"{format_count(rate.low)} to {format_count(rate.high)}"
+    shown = [
+        (format_seconds(step.mid), f"a step ({step_range})"),
+        (format_count(rate.mid), f"tokens a second ({rate_range})"),
+        (str(days[1]) if days is not None else spans[1], ends),
+        (f"{100.0 * answer.mfu:.1f} %", "of the chips' peak (MFU)"),
+        (f"{answer.chips:,}", f"chips on {_count(len(answer.islands), 'island')}"),
+    ]
+    return [
+        tag("div", tag("b", escape(number)), tag("span", escape(what)), class_="tile")
+        for number, what in shown
+    ]
+
+
+def _figure(draw: Callable[[float], str], legend: Sequence[tuple[str, str]], *captions: str) -> str:
+    """A picture for both widths, its legend (fill, name), captions as markup."""
+    entries = [tag("li", _swatch(fill), escape(name)) for fill, name in legend]
+    return tag(
+        "figure",
+        draw(WIDE),
+        draw(NARROW),
+        tag("ul", *entries, class_="legend") if entries else "",
+        tag("figcaption", *captions) if captions else "",
+    )
+
+
+def _swatch(fill: str) -> str:
+    """A patch of colour; "limit" is a dashed line."""
+    if fill == "limit":
+        patch = tag("line", x1=8, y1=0, x2=8, y2=12, class_="limit")
+    else:
+        patch = tag("rect", width=16, height=12, rx=2, fill=fill, class_="thin")
+    return tag("svg", patch, viewBox="0 0 16 12", aria_hidden="true")
+
+
+def _legend(segments: Sequence[Segment]) -> list[tuple[str, str]]:
+    return [
+        (f"url(#hatch-{one.key})" if one.key in HATCHED else one.colour, one.name)
+        for one in segments
+    ]
+
+
+def _memory(answer: Answer) -> str:
+    segments, _ = legend_of(answer)
+    legend = [*_legend(segments), ("limit", f"a plan fills {100.0 * USABLE:.0f} % at most")]
+    caption = "The frame is the memory of one device. What is empty left of the line is free."
+    if answer.way.chain is not None:
+        caption += " In a chain the fullest stage of each island is shown."
+    draw = _drawn(answer, memory_picture)
+    return _section("Memory of a device", _figure(draw, legend, tag("p", caption)))
+
+
+def _drawn(answer: Answer, picture: Callable[[Answer, float], str]) -> Callable[[float], str]:
+    return lambda width: picture(answer, width)
+
+
+def _time(answer: Answer) -> str:
+    _, segments = legend_of(answer)
+    caption = (
+        "Each bar is one step. Blue and green compute, orange and pink move data, grey is lost. "
+        "Hidden traffic runs beside computing and takes no time of its own."
+    )
+    if answer.way.chain is not None:
+        caption = (
+            "Each bar is one step, seen by the slowest stage of an island; all stages move at the "
+            "pace of the slowest one. The pipeline fills and drains once a step (bubble)."
+        )
+    figure = _figure(_drawn(answer, time_picture), _legend(segments), tag("p", caption))
+    return _section("Where a step's time goes", figure)
+
+
+def _timeline(answer: Answer) -> str:
+    line = pipeline_of(answer)
+    if line is None:
+        devices = max(one.layout.lane_devices for one in answer.islands)
+        words = (
+            "No island cuts its layers into pipeline stages: every lane holds all layers on "
+            f"{_count(devices, 'device')}{' at most' if len(answer.islands) > 1 else ''}, so there "
+            "is no bubble and nothing to draw."
+        )
+        return _section("Pipeline", tag("p", words))
+    legend = [(FORWARD, "forward"), (BACKWARD, "backward"), ("url(#hatch-idle)", "waiting")]
+    if any(row.link for row in line.rows):
+        legend.append((LINK, "on the link"))
+    captions = [
+        tag("p", escape(timeline_caption(line, width)), class_=kind)
+        for width, kind in ((WIDE, "wide"), (NARROW, "narrow"))
+    ]
+    return _section(
+        "Pipeline", _figure(lambda width: timeline_picture(line, width), legend, *captions)
+    )
+
+
+def _map(answer: Answer) -> str:
+    out = len(answer.fleet.island) > len(answer.islands)
+    caption = "Islands with a dashed frame are left out, with the reason. " if out else ""
+    if answer.way.chain is not None:
+        caption += f"What sets the pace: {answer.way.chain.bound.rstrip(',')}."
+    elif len(answer.way.names) > 1:
+        seconds = answer.way.exchange.seconds
+        caption += f"An exchange takes {format_seconds(seconds)} over {answer.way.exchange.bound}"
+        caption += " (orange)." if bounding_link(answer) or not bounding_ends(answer) else "."
+        uplinks = bounding_uplinks(answer)
+        if uplinks:
+            caption += f" What is narrow is the uplink of {', '.join(uplinks)} (orange)."
+    captions = [tag("p", escape(caption))] if caption else []
+    figure = _figure(_drawn(answer, map_picture), [], *captions)
+    return _section("Sites, islands, links", figure)
+
+
+def _section(title: str, *content: str) -> str:
+    return tag("section", tag("h2", title), *content)
+
+
+def _layouts(answer: Answer) -> str:
+    head, rows = shown_islands(answer)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    words = tuple(name for name in head if name not in ("island", "chip", "layout", "site"))
+    return _section("Layout of every island", table(head, cells, numbers=words))
+
+
+def _estimates(answer: Answer) -> str:
+    """Low, mid and high of what is not known exactly, and what it rests on."""
+
+    def row(name: str, one: Estimate, text: Callable[[float], str]) -> list[str]:
+        return [name, *(escape(text(size)) for size in (one.low, one.mid, one.high))]
+
+    rows = [
+        row("seconds a step", answer.step_seconds, format_seconds),
+        row("tokens a second", answer.tokens_per_second, format_count),
+        row("whole run", answer.finish_seconds, format_seconds),
+    ]
+    days = answer.finish_days()
+    if days is not None:
+        rows.append(["last step on", *map(str, days)])
+    basis = {
+        "fitted": "formulas whose coefficients were fitted on published runs",
+        "measured": "a measurement of these very chips",
+        "spec": "published figures alone",
+    }[answer.step_seconds.basis]
+    head = ["what", "low", "mid", "high"]
+    words = f"Basis: {answer.step_seconds.basis}, that is, {basis}."
+    return _section(
+        "Estimates", table(head, rows, numbers=("low", "mid", "high"), stacks=False),
+        tag("p", words, class_="dim"),
+    )  # fmt: skip
+
+
+def _helps(answer: Answer) -> str:
+    """What would make the run faster, the most first."""
+    if not answer.helps:
+        return ""
+    most = max(gain for _, gain in answer.helps)
+    rows = []
+    for what, gain in answer.helps:
+        bar = tag("span", " ", class_="gain", style=f"width: {200.0 * gain / most:.0f}px")
+        rows.append([escape(what), f"+{gain:,.0f}", bar])
+    head = ["what", "tokens/s", ""]
+    return _section("What would help", table(head, rows, numbers=("tokens/s",)))
+
+
+def _rejected(answer: Answer) -> str:
+    if not answer.rejected:
+        return ""
+    rows = [[escape(one.what), escape(one.why)] for one in answer.rejected]
+    return _section("Runners-up, and why they lost", table(["what", "why not"], rows))
+
+
+def _notes(answer: Answer) -> str:
+    notes = [tag("li", escape(note)) for note in answer.notes]
+    return _section("Notes", tag("ul", *notes, class_="notes")) if notes else ""
+
+
+def _footer(answer: Answer) -> str:
+    """What the page was made of."""
+    parts = [
+        f"Recipe {answer.recipe.name}",
+        f"fleet {answer.fleet.digest()}",
+        f"first day {answer.day}" if answer.day is not None else "first day: today",
+        f"finish {finish_text(answer)}",
+        f"contract {answer.contract}",
+        f"executor {answer.executor}",
+        f"Atoll {__version__}",
+    ]
+    return tag("footer", tag("p", escape("; ".join(parts))))

@@ -1,0 +1,574 @@
+"""The search finds what trying everything finds; shares, chains and links obey their laws.
+
+Machines, links and models are invented; coefficients are the defaults, nothing is corrected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, permutations, product
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from atoll.digest import canonical_json
+from atoll.errors import InputError
+from atoll.fleet import Fleet, Island
+from atoll.model import Model
+from atoll.plan import Layout
+from atoll.planning import makespan
+from atoll.planning.chain import Chain, best_chain
+from atoll.planning.cost import Coefficients, Cost, step_cost
+from atoll.planning.exchange import exchange_bytes, exchange_seconds
+from atoll.planning.layouts import layouts, powers_of_two, problem
+from atoll.planning.machine import Machine
+from atoll.planning.memory import MemoryCoefficients, MemoryUse, memory_use
+from atoll.planning.options import RECOMPUTES, USABLE, Coefficient, Option, capacity, undominated
+from atoll.planning.problem import Place, Problem
+from atoll.planning.search import DoesNotFit, Found, search
+from atoll.planning.work import Shape, Software, Work
+
+FITTED = Coefficient(time=Coefficients(), memory=MemoryCoefficients())
+BARE = replace(FITTED, time=Coefficients(state_behind=0.0))
+"""Nothing of an exchange hides behind compute, so that it depends on the set of islands alone."""
+
+INFINITE = float("inf")
+
+
+def machine_at(index: int, **changes: object) -> Machine:
+    """An invented machine; islands of different machines have different chips."""
+    plain: dict[str, object] = {
+        "chip": f"invented-{index}", "peak": {"bf16": 5e13}, "memory": 2e10,
+        "memory_bandwidth": 1e12, "node_devices": 4, "domain": 4, "link": 2e11, "network": 2.5e10,
+    }  # fmt: skip
+    return Machine(**{**plain, **changes})
+
+
+def problem_from(
+    machines: Sequence[tuple[Machine, int, str]],
+    model: Model,
+    *,
+    links: Mapping[tuple[str, str], tuple[float, float]],
+    sites: Sequence[str] = ("s", "t", "u"),
+    flash: bool = True,
+    **asked: object,
+) -> Problem:
+    """Islands of (machine, nodes, site); `links` in bytes a second and seconds."""
+    islands = [
+        Island(name=f"i{index}", site=site, nodes=nodes)
+        for index, (_, nodes, site) in enumerate(machines)
+    ]
+    fleet = Fleet.from_dict(
+        {
+            "site": [{"name": site} for site in sites],
+            "island": [island.model_dump(exclude_none=True) for island in islands],
+            "link": [
+                {
+                    "between": list(ends),
+                    "bandwidth": f"{width:.0f} B/s",
+                    "latency": f"{delay:.6f} s",
+                }
+                for ends, (width, delay) in links.items()
+            ],
+        }
+    )
+    shape = Shape.of(model)
+    work = Work(shape=shape, sequence=model.context, software=Software(flash=flash))
+    places = [
+        Place(island=island, machine=machine, work=work)
+        for island, (machine, _, _) in zip(islands, machines, strict=True)
+    ]
+    plain = {"grain": 1, "grains": 4, "every": "step", "round_steps": 10, "coefficients": FITTED}
+    return Problem(places=places, fleet=fleet, **{**plain, **asked})
+
+
+@st.composite
+def machines_of(draw: st.DrawFn, index: int) -> tuple[Machine, int]:
+    """A machine of at most 16 devices, and its nodes."""
+    node = draw(st.sampled_from([1, 2, 4, 8]))
+    machine = machine_at(
+        index,
+        peak={"bf16": draw(st.sampled_from([1e12, 5e12, 1e13, 5e13]))},
+        memory=draw(st.sampled_from([1.7e9, 2e9, 3e9, 5e9, 2e10])),
+        memory_bandwidth=draw(st.sampled_from([2e11, 1e12, 4e12])),
+        node_devices=node,
+        domain=draw(st.sampled_from([1, node])),
+        link=draw(st.sampled_from([2e10, 4e11])),
+        network=draw(st.sampled_from([3e9, 1e10, 5e10, 4e11])),
+        mesh=draw(st.booleans()),
+    )
+    return machine, draw(st.integers(1, 16 // node))
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Model:
+    heads = draw(st.sampled_from([2, 4, 8]))
+    return Model(
+        layers=draw(st.integers(1, 8)),
+        width=heads * draw(st.sampled_from([32, 64, 128])),
+        heads=heads,
+        ffn=draw(st.sampled_from([256, 512, 768, 1024])),
+        context=draw(st.sampled_from([1024, 4096, 16384])),
+        vocab=draw(st.sampled_from([256, 1024])),
+        tied=draw(st.booleans()),
+    )
+
+
+WIDTHS = [1.25e8, 1.25e9, 1.25e10, 1.25e11]
+DELAYS = [0.0, 1e-5, 1e-3]
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn, *, fewest: int = 1, num_sites: int | None = None, bare: bool | None = None
+) -> Problem:
+    """One to three islands at one to three sites, a small model, a few grains."""
+    count = draw(st.integers(fewest, 3))
+    sites = ("s", "t", "u")[: num_sites or draw(st.integers(1, 3))]
+    machines = [(*draw(machines_of(index)), draw(st.sampled_from(sites))) for index in range(count)]
+    links = {
+        ends: (draw(st.sampled_from(WIDTHS)), draw(st.sampled_from(DELAYS)))
+        for ends in combinations(sites, 2)
+        if draw(st.integers(0, 4))
+    }
+    if bare is None:
+        bare = draw(st.booleans())
+    return problem_from(
+        machines,
+        draw(models()),
+        links=links,
+        sites=sites,
+        flash=draw(st.booleans()),
+        grain=draw(st.integers(1, 4)),
+        grains=draw(st.integers(1, 9)),
+        every=draw(st.sampled_from(["step", "rounds"])),
+        coefficients=BARE if bare else FITTED,
+    )
+
+
+def tried_layouts(asked: Problem, place: Place) -> Iterator[Layout]:
+    """All layouts with the least recompute that fits whatever share the island gets."""
+    usable = place.machine.memory * USABLE
+    for layout in layouts(
+        place.work, place.machine, place.devices, grain=asked.grain, grains=asked.grains, only={}
+    ):
+        turns = math.ceil(asked.grains / layout.dp) * (asked.grain // layout.microbatch)
+        for recompute in RECOMPUTES:
+            one = layout.model_copy(update={"recompute": recompute})
+            if memory_use(place.work, one, turns, asked.coefficients.memory).total <= usable:
+                yield one
+                break
+
+
+def table_of(asked: Problem, place: Place) -> dict[int, tuple[float, float]]:
+    """Grains -> (seconds, seconds a grain) of the layout that is the fastest with so many."""
+    found: dict[int, tuple[float, float]] = {}
+    for layout in tried_layouts(asked, place):
+        per_grain = asked.grain // layout.microbatch
+        for grains in range(1, asked.grains + 1):
+            turns = math.ceil(grains / layout.dp) * per_grain
+            cost = step_cost(place.work, layout, place.machine, turns, asked.coefficients.time)
+            mine = (cost.seconds, cost.each * per_grain)
+            found[grains] = min(found.get(grains, mine), mine)
+    return found
+
+
+def seen_of(asked: Problem, names: set[str], least: float) -> float:
+    """What an exchange between these islands adds to a step."""
+    members = [place.member() for place in asked.places if place.name in names]
+    c = asked.coefficients.time
+    moved = exchange_bytes(asked.places[0].work.shape, every=asked.every)
+    seconds = exchange_seconds(members, asked.fleet, moved, efficiency=c.network).seconds
+    if asked.every == "rounds":
+        return seconds / asked.round_steps
+    return max(seconds - c.state_behind * least, c.state_exposed * seconds)
+
+
+def best_of_all(asked: Problem) -> float:
+    """Seconds of the best of all sets of islands and all ways to split the grains."""
+    tables = [table_of(asked, place) for place in asked.places]
+    best = INFINITE
+    for grains in product(range(asked.grains + 1), repeat=len(tables)):
+        if sum(grains) != asked.grains:
+            continue
+        used = [(place.name, table, n) for place, table, n in
+                zip(asked.places, tables, grains, strict=True) if n]  # fmt: skip
+        if all(n in table for _, table, n in used):
+            compute = max(table[n][0] for _, table, n in used)
+            least = min(table[n][1] for _, table, n in used)
+            best = min(best, compute + seen_of(asked, {name for name, _, _ in used}, least))
+    return best
+
+
+def found_or_none(asked: Problem) -> Found | None:
+    try:
+        return search(asked)
+    except DoesNotFit:
+        return None
+
+
+@settings(max_examples=250)
+@given(problems(bare=True))
+def test_the_search_is_as_good_as_trying_everything(asked: Problem) -> None:
+    best, found = best_of_all(asked), found_or_none(asked)
+    if found is None:
+        assert best == INFINITE
+        return
+    chain = best_chain(asked) if found.misfits and len(asked.places) > 1 else None
+    best = min(best, INFINITE if chain is None else chain.seconds)
+    assert found.best.seconds == pytest.approx(best, rel=1e-9)
+
+
+@settings(max_examples=150)
+@given(problems(bare=False, fewest=2))
+def test_what_hides_the_exchange_costs_at_most_what_it_hides(asked: Problem) -> None:
+    """The split is the best one for computing; another one may hide more of an exchange."""
+    found = found_or_none(asked)
+    assume(found is not None and found.best.chain is None)
+    assume(len({place.island.site for place in asked.places}) == 1 or asked.fleet.link)
+    best = best_of_all(asked)
+    assert found.best.seconds >= best * (1.0 - 1e-9)
+    c = asked.coefficients.time
+    sets = [s for n in (2, 3) for s in combinations([place.name for place in asked.places], n)]
+    whole = [seen_of(asked, set(names), 0.0) for names in sets]
+    slack = (1.0 - c.state_exposed) * max(seconds for seconds in whole if seconds < INFINITE)
+    if asked.every == "rounds":
+        slack = 0.0
+    assert found.best.seconds <= best * (1.0 + 1e-9) + slack
+
+
+@given(problems())
+def test_grains_are_all_given_out_and_none_is_negative(asked: Problem) -> None:
+    found = found_or_none(asked)
+    assume(found is not None and found.best.chain is None)
+    grains = found.best.split.grains
+    assert sum(grains.values()) == asked.grains
+    assert all(n >= 1 for n in grains.values())
+    assert set(grains) == set(found.best.split.options) <= {place.name for place in asked.places}
+
+
+@given(problems())
+def test_a_plan_fits_the_memory_with_the_share_that_it_gives(asked: Problem) -> None:
+    found = found_or_none(asked)
+    assume(found is not None and found.best.chain is None)
+    for place in asked.places:
+        if place.name in found.best.split.grains:
+            layout = found.best.split.options[place.name].layout
+            turns = math.ceil(found.best.split.grains[place.name] / layout.dp)
+            turns *= asked.grain // layout.microbatch
+            use = memory_use(place.work, layout, turns, asked.coefficients.memory)
+            assert use.total <= USABLE * place.machine.memory
+            assert problem(place.work, layout, place.devices) is None
+
+
+def without_place(asked: Problem, index: int) -> Problem:
+    return replace(asked, places=[p for i, p in enumerate(asked.places) if i != index])
+
+
+@settings(max_examples=120)
+@given(problems(fewest=2, bare=True), st.data())
+def test_one_more_island_never_makes_a_step_longer(asked: Problem, data: st.DataObject) -> None:
+    fewer = found_or_none(
+        without_place(asked, data.draw(st.sampled_from(range(len(asked.places)))))
+    )
+    assume(fewer is not None)
+    more = found_or_none(asked)
+    assert more is not None
+    assert more.best.seconds <= fewer.best.seconds * (1.0 + 1e-9)
+
+
+@settings(max_examples=120)
+@given(problems(fewest=2, num_sites=2), st.sampled_from([1.5, 4.0, 100.0]))
+def test_a_wider_link_never_makes_a_step_longer(asked: Problem, factor: float) -> None:
+    assume(asked.fleet.link)
+    found = found_or_none(asked)
+    assume(found is not None)
+    links = [
+        link.model_copy(update={"bandwidth": f"{link.bytes_per_second * factor:.0f} B/s"})
+        for link in asked.fleet.link
+    ]
+    wider = search(replace(asked, fleet=asked.fleet.model_copy(update={"link": links})))
+    assert wider.best.seconds <= found.best.seconds * (1.0 + 1e-9)
+
+
+def test_a_wide_link_brings_a_second_site_in() -> None:
+    model = Model(layers=4, width=512, heads=8, ffn=1024, context=4096, vocab=1024)
+    machines = [(machine_at(0), 2, "s"), (machine_at(0), 2, "t")]
+    used = []
+    for width in (1e4, 1e11):
+        asked = problem_from(machines, model, links={("s", "t"): (width, 1e-4)}, grains=64)
+        used.append(search(asked).best)
+    assert [len(way.names) for way in used] == [1, 2]
+    assert used[1].seconds < 0.7 * used[0].seconds
+
+
+def test_without_a_link_only_one_site_computes() -> None:
+    model = Model(layers=4, width=512, heads=8, ffn=1024, context=4096, vocab=1024)
+    machines = [(machine_at(0), 2, "s"), (machine_at(0), 2, "t"), (machine_at(0), 2, "t")]
+    found = search(problem_from(machines, model, links={}, grains=64))
+    assert found.best.names == ("i1", "i2")
+    assert found.others["all islands"].seconds == INFINITE
+
+
+@given(problems())
+def test_the_same_question_has_the_same_answer(asked: Problem) -> None:
+    first, second = found_or_none(asked), found_or_none(asked)
+    assert repr(first) == repr(second)
+    assume(first is not None)
+    layouts_found = {
+        name: one.layout.model_dump() for name, one in first.best.split.options.items()
+    }
+    again = {name: one.layout.model_dump() for name, one in second.best.split.options.items()}
+    assert canonical_json(layouts_found) == canonical_json(again)
+
+
+# Splits alone, with invented options.
+
+
+def option(lanes: int, fixed: float, each: float) -> Option:
+    nothing = dict.fromkeys(Cost.__slots__, 0.0)
+    return Option(
+        layout=Layout(dp=lanes), fixed=fixed, each=each, factor=1.0,
+        memory=MemoryUse(**dict.fromkeys(MemoryUse.__slots__, 1.0)),
+        cost=Cost(**{**nothing, "fixed": fixed, "each": each, "microbatches": 1}),
+    )  # fmt: skip
+
+
+OPTIONS = st.builds(
+    option,
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.1, 0.5, 3.0]),
+    st.sampled_from([0.1, 0.25, 0.7, 1.0, 1.3]),
+)
+ISLANDS = st.lists(st.lists(OPTIONS, min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+@settings(max_examples=300)
+@given(ISLANDS, st.integers(1, 14))
+def test_a_split_ends_as_early_as_any(islands: list[list[Option]], grains: int) -> None:
+    options = {f"i{index}": mine for index, mine in enumerate(islands)}
+    found = makespan.split(options, grains)
+    assert sum(found.grains.values()) == grains
+    assert all(n >= 1 for n in found.grains.values())
+    best = min(
+        max(
+            min(one.fixed + math.ceil(n / one.layout.dp) * one.each for one in mine)
+            for n, mine in zip(counts, islands, strict=True)
+            if n
+        )
+        for counts in product(range(grains + 1), repeat=len(islands))
+        if sum(counts) == grains
+    )
+    assert found.seconds == pytest.approx(best, rel=1e-9)
+
+
+@given(st.lists(OPTIONS, min_size=1, max_size=8), st.integers(1, 30))
+def test_options_that_are_left_out_were_never_the_best(options: list[Option], grains: int) -> None:
+    kept = undominated(options)
+    best = min(one.seconds(grains) for one in options)
+    assert min(one.seconds(grains) for one in kept) == best
+    assert capacity(options, best * (1 + 1e-12)) == capacity(kept, best * (1 + 1e-12)) >= grains
+
+
+SHARES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 7.0]), min_size=3, max_size=3)
+
+
+@given(st.lists(st.lists(OPTIONS, min_size=1, max_size=2), min_size=3, max_size=3), SHARES,
+       st.integers(1, 40))  # fmt: skip
+def test_fixed_shares_are_kept_to_less_than_a_grain(
+    islands: list[list[Option]], shares: list[float], grains: int
+) -> None:
+    assume(sum(shares))
+    options = {f"i{index}": mine for index, mine in enumerate(islands)}
+    given_shares = {f"i{index}": share for index, share in enumerate(shares)}
+    found = makespan.fixed_split(options, grains, given_shares)
+    assert sum(found.grains.values()) == grains
+    for name, share in given_shares.items():
+        assert abs(found.grains.get(name, 0) - grains * share / sum(shares)) < 1.0
+        assert share or name not in found.grains
+
+
+@given(problems(fewest=2, num_sites=1), st.data())
+def test_the_search_keeps_fixed_shares(asked: Problem, data: st.DataObject) -> None:
+    free = found_or_none(asked)
+    assume(free is not None and not free.misfits)
+    weights = [data.draw(st.integers(0, 3)) for _ in asked.places]
+    assume(sum(weights))
+    shares = {place.name: float(n) for place, n in zip(asked.places, weights, strict=True)}
+    fixed = search(replace(asked, shares=shares))
+    for name, share in shares.items():
+        exact = asked.grains * share / sum(weights)
+        assert abs(fixed.best.split.grains.get(name, 0) - exact) < 1.0
+    assert sum(fixed.best.split.grains.values()) == asked.grains
+    if asked.coefficients is BARE:
+        assert fixed.best.seconds >= free.best.seconds * (1.0 - 1e-9)
+
+
+def test_fixed_shares_without_a_link_are_an_input_error() -> None:
+    model = Model(layers=2, width=64, heads=2, ffn=128, context=64, vocab=256)
+    machines = [(machine_at(0), 1, "s"), (machine_at(0), 1, "t")]
+    asked = problem_from(machines, model, links={}, shares={"i0": 1.0, "i1": 1.0})
+    with pytest.raises(InputError, match="no link leads from s to t"):
+        search(asked)
+    assert search(replace(asked, shares={"i0": 1.0, "i1": 0.0})).best.names == ("i0",)
+
+
+def test_islands_that_differ_in_latency_alone_are_not_one() -> None:
+    model = Model(layers=2, width=64, heads=2, ffn=128, context=64, vocab=256)
+    slow = machine_at(0, network_latency=1e-2, domain=1, node_devices=1)
+    machines = [(replace(slow, network_latency=1e-6), 8, "s"), (slow, 8, "s")]
+    asked = problem_from(machines, model, links={}, only={"dp": 8, "zero": 0})
+    options = search(asked).options
+    assert options["i1"][0].seconds(8) > options["i0"][0].seconds(8)
+
+
+# Chains: a model cut into pipeline stages across islands.
+
+
+@st.composite
+def chained(draw: st.DrawFn, *, sizes: Sequence[float] = (2.5e9, 4e9, 8e9, 3e10)) -> Problem:
+    """Two or three islands of at most two devices, and a model of at most 12 layers."""
+    count = draw(st.integers(2, 3))
+    machines = []
+    for index in range(count):
+        machine = machine_at(
+            index,
+            peak={"bf16": draw(st.sampled_from([5e12, 1e13, 3e13]))},
+            memory=draw(st.sampled_from(sizes)),
+            memory_bandwidth=draw(st.sampled_from([2e11, 1e12])),
+            node_devices=draw(st.sampled_from([1, 1, 2])),
+            domain=1,
+        )
+        machines.append((machine, 1, draw(st.sampled_from(["s", "t"]))))
+    heads = draw(st.sampled_from([2, 4]))
+    model = Model(
+        layers=draw(st.integers(2, 12)), width=heads * 128, heads=heads, ffn=1024,
+        context=draw(st.sampled_from([512, 2048])), tied=draw(st.booleans()),
+        vocab=draw(st.sampled_from([256, 8192, 32768])),
+    )  # fmt: skip
+    width = draw(st.sampled_from(WIDTHS))
+    return problem_from(
+        machines,
+        model,
+        links={("s", "t"): (width, 1e-3)},
+        sites=("s", "t"),
+        coefficients=replace(FITTED, memory=MemoryCoefficients(flight=1.8)),
+        grain=draw(st.integers(1, 2)),
+        grains=draw(st.integers(1, 6)),
+    )
+
+
+def stage_of(asked: Problem, place: Place, layout: Layout, layers: int) -> tuple[float, MemoryUse]:
+    """Seconds of a micro-batch, and bytes with one in flight, of so many layers with the head."""
+    work = replace(place.work, shape=replace(place.work.shape, layers=layers))
+    c = asked.coefficients
+    return step_cost(work, layout, place.machine, 1, c.time).each, memory_use(
+        work, layout, 1, c.memory
+    )
+
+
+def needed(asked: Problem, place: Place, layout: Layout, layers: int, flight: int) -> float:
+    """Bytes of a stage of `layers` layers that holds `flight` micro-batches."""
+    use = stage_of(asked, place, layout, layers)[1]
+    c = asked.coefficients.memory
+    return use.total + c.gaps * use.activations * c.flight * (flight - 1)
+
+
+def slowest_of_all(asked: Problem, found: Chain, order: Sequence[Place]) -> float:
+    """The least slowest stage of all cuts, each island's stages alike, for a chain's choices."""
+    layers = asked.places[0].work.shape.layers
+    stages = [len(part.layers) for part in found.parts]
+    best = INFINITE
+    for most in product(range(1, layers + 1), repeat=len(order)):
+        seconds, room = 0.0, 0
+        for i, (place, part, n) in enumerate(zip(order, found.parts, most, strict=True)):
+            flight = min(found.microbatches, sum(stages[i:]))
+            if needed(asked, place, part.layout, n, flight) > USABLE * place.machine.memory * (
+                1 + 1e-12
+            ):
+                break
+            two, one = (stage_of(asked, place, part.layout, k)[0] for k in (2, 1))
+            head = one - (two - one) if i == len(order) - 1 else 0.0
+            seconds = max(seconds, n * (two - one) + head)
+            room += n * stages[i]
+        else:
+            if room >= layers:
+                best = min(best, seconds)
+    return best
+
+
+@settings(max_examples=150)
+@given(chained())
+def test_a_chain_is_the_best_cut(asked: Problem) -> None:
+    found = best_chain(asked)
+    assume(found is not None)
+    places = {place.name: place for place in asked.places}
+    order = [places[part.name] for part in found.parts]
+    layers = asked.places[0].work.shape.layers
+    stages = [len(part.layers) for part in found.parts]
+    assert len(order) >= 2 and len(set(places) & {part.name for part in found.parts}) == len(order)
+    assert sum(sum(part.layers) for part in found.parts) == layers
+    assert min(min(part.layers) for part in found.parts) >= 1
+    for i, (place, part) in enumerate(zip(order, found.parts, strict=True)):
+        devices = part.layout.dp * part.layout.tp * stages[i]
+        assert devices <= place.devices
+        assert problem(place.work, part.layout, place.devices) is None
+        assert part.layout.dp == found.lanes
+        two, one = (stage_of(asked, place, part.layout, k)[0] for k in (2, 1))
+        assert part.stage_seconds >= max(part.layers) * (two - one) * (1 - 1e-9)
+        if part is found.parts[-1]:
+            head = one - (two - one)
+            assert part.stage_seconds >= (part.layers[-1] * (two - one) + head) * (1 - 1e-9)
+        flight = min(found.microbatches, sum(stages[i:]))
+        exact = needed(asked, place, part.layout, max(part.layers), flight)
+        assert part.memory == pytest.approx(exact, rel=1e-6)
+        assert part.memory <= USABLE * place.machine.memory * (1 + 1e-9)
+    computing = max(part.stage_seconds for part in found.parts)
+    assert found.slowest >= computing * (1 - 1e-12)
+    assert computing <= slowest_of_all(asked, found, order) * (1.0 + 1e-6)
+    turns = found.microbatches + sum(stages) - 1
+    assert found.seconds >= turns * found.slowest
+
+
+@settings(max_examples=60)
+@given(chained(sizes=(1.8e9, 2.2e9)))
+def test_no_chain_is_found_only_where_none_can_be(asked: Problem) -> None:
+    """Whatever order, lanes and recompute: every cut breaks a memory."""
+    assume(best_chain(asked) is None)
+    layers = asked.places[0].work.shape.layers
+    for order in (
+        o for n in range(2, len(asked.places) + 1) for o in permutations(asked.places, n)
+    ):
+        for lanes in powers_of_two(min(asked.grains, *(place.devices for place in order))):
+            stages = [place.devices // lanes for place in order]
+            if sum(stages) > layers:
+                continue
+            room = 0
+            for i, place in enumerate(order):
+                layout = Layout(dp=lanes, zero=1, recompute="full")
+                flight = min(math.ceil(asked.grains / lanes) * asked.grain, sum(stages[i:]))
+                usable = place.machine.memory * USABLE
+                fits = [n for n in range(1, layers + 1)
+                        if needed(asked, place, layout, n, flight) <= usable]  # fmt: skip
+                room += stages[i] * max(fits, default=-layers * layers)
+            assert room < layers
+
+
+def test_a_model_too_large_for_each_island_is_cut_over_both() -> None:
+    model = Model(layers=12, width=1024, heads=8, ffn=4096, context=512, vocab=256)
+    small = {"memory": 4e9, "node_devices": 1, "domain": 1}
+    machines = [
+        (machine_at(0, **small), 1, "s"),
+        (machine_at(1, **small, peak={"bf16": 2.5e13}), 1, "t"),
+    ]
+    asked = problem_from(machines, model, links={("s", "t"): (1e10, 1e-3)}, sites=("s", "t"))
+    found = search(asked)
+    assert found.best.chain is not None and not found.options
+    assert set(found.misfits) == {"i0", "i1"}
+    counts = {part.name: sum(part.layers) for part in found.best.chain.parts}
+    assert counts["i0"] > 0 and counts["i1"] > 0 and sum(counts.values()) == 12
+    with pytest.raises(DoesNotFit):  # no link: no micro-batch ever arrives
+        search(replace(asked, fleet=asked.fleet.model_copy(update={"link": []})))
