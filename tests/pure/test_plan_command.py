@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from atoll.cli import main
+from atoll.errors import InputError
 from atoll.fleet import Fleet
 from atoll.plan import Plan
 from atoll.recipe import Recipe
@@ -207,16 +208,14 @@ def test_what_atoll_runs_today_is_for_atoll(capsys, tmp_path, examples, fleet) -
     assert plan.islands[0].num_lanes == found["layout"]["a"]["dp"] == 8  # a lane for each grain
 
 
-def test_train_refuses_a_plan_for_another_tool(capsys, tmp_path, examples, fleet) -> None:
+def test_a_plan_for_another_tool_is_not_for_atoll(capsys, tmp_path, examples, fleet) -> None:
     tiny = examples / "recipes" / "tiny.toml"
-    path, run = tmp_path / "plan.json", tmp_path / "run"
-    assert planned(capsys, tiny, fleet, "--layout", "tp=2", "--save", path)["executor"] != "atoll"
-    assert main(["train", str(path), "--run", str(run)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("atoll: ") == 1
-    assert "feature plan.executor" in captured.err and "emit:" in captured.err
-    assert not run.exists()
+    path = tmp_path / "plan.json"
+    found = planned(capsys, tiny, fleet, "--layout", "tp=2", "--save", path)
+    assert found["executor"].startswith("emit:") and "layout.tp" in found["executor_why"]
+    with pytest.raises(InputError, match=r"feature plan\.executor") as caught:
+        Plan.load(path).require_executor()
+    assert caught.value.value == found["executor"]
 
 
 def test_from_picks_the_stock_of_a_day(capsys, examples) -> None:

@@ -341,7 +341,7 @@ OPTIONS = st.builds(
     option,
     st.integers(1, 6),
     st.sampled_from([0.0, 0.1, 0.5, 3.0]),
-    st.sampled_from([0.1, 0.25, 0.7, 1.0, 1.3]),
+    st.sampled_from([0.1, 0.25, 0.7, 1.0, 1.003, 1.3]),
 )
 ISLANDS = st.lists(st.lists(OPTIONS, min_size=1, max_size=4), min_size=1, max_size=3)
 
@@ -414,6 +414,15 @@ def test_fixed_shares_without_a_link_are_an_input_error() -> None:
     with pytest.raises(InputError, match="no link leads from s to t"):
         search(asked)
     assert search(replace(asked, shares={"i0": 1.0, "i1": 0.0})).best.names == ("i0",)
+
+
+def test_an_island_of_share_zero_does_not_step_in_where_the_others_do_not_fit() -> None:
+    model = Model(layers=2, width=64, heads=2, ffn=128, context=64, vocab=256)
+    machines = [(machine_at(0, memory=1e9), 1, "s"), (machine_at(1), 1, "t")]
+    asked = problem_from(machines, model, links={}, shares={"i0": 1.0, "i1": 0.0})
+    with pytest.raises(DoesNotFit) as caught:
+        search(asked)
+    assert set(caught.value.misfits) == {"i0"}
 
 
 def test_islands_that_differ_in_latency_alone_are_not_one() -> None:

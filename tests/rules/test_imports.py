@@ -17,7 +17,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("facts", "model"),
     ("fleet", "recipe"),
     ("plan", "run"),
-    ("backends", "data", "crew"),
+    ("backends", "data", "crew", "planning"),
     ("modeling",),
     ("training",),
     ("cli",),
@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 PURE = ("errors", "units", "digest", "strict", "facts", "model", "fleet", "recipe", "plan", "run")
 """Parts that need neither torch nor numpy."""
 
-WITHOUT_TORCH = ("data", "crew", "cli")
+WITHOUT_TORCH = ("data", "crew", "planning", "cli")
 """Parts whose import needs no torch; what needs it imports it inside a function."""
 
 HEAVY = ("torch", "transformers", "pyarrow", "gguf", "scipy")

@@ -93,6 +93,10 @@ def assemble(
     def explain(name: str) -> str:
         return crew.log_tail(name) if name in local else "Its own launcher has its output."
 
+    def fence(name: str) -> None:
+        if name in local:
+            crew.kill(name)
+
     def refuse(hello: Mapping[str, Any]) -> str | None:
         return _why_not(planned, hello)
 
@@ -120,7 +124,7 @@ def assemble(
                     display.say(f"island {member.name!r} dials in; start it with:\n  {command}")
                 else:
                     crew.start(member.name, arguments, environment)
-            crewed = Crewed(listener, explain=explain)
+            crewed = Crewed(listener, explain=explain, fence=fence)
             crewed.admit(list(planned), waiting=waiting)
             store = serve_store(wire.parse_address(address)[0])
             yield crewed, store.port

@@ -71,7 +71,15 @@ class Loss:
 class Crewed:
     """The members and the queue their messages come through: ask all, wait for all."""
 
-    def __init__(self, listener: wire.Listener, explain: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        listener: wire.Listener,
+        explain: Callable[[str], str],
+        fence: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        """`explain` shows the last words of an island that died; `fence` ends a dropped one's
+        process where this machine can.
+        """
         self.members: dict[str, Member] = {}
         self.elastic = False
         self.patience = LEAST_PATIENCE
@@ -79,9 +87,10 @@ class Crewed:
         self.arrivals: list[wire.Arrival] = []
         self._names: set[str] = set()  # of the islands that belong here
         self._events = listener.events
-        self._explain = explain  # what to show of an island that died
+        self._explain = explain
+        self._fence = fence
         self._late: list[tuple[str, wire.Message]] = []
-        self._finished: set[str] = set()
+        self.finished: set[str] = set()
 
     def admit(self, names: Sequence[str], *, waiting: Callable[[list[str]], None]) -> None:
         """Wait until every island of `names` has dialled in; members keep the order of `names`."""
@@ -111,6 +120,7 @@ class Crewed:
         if member is None:
             return
         member.connection.close()
+        self._fence(name)  # a stopped process must not come back and write
         self.losses.append(Loss(name=name, how=how, reason=reason, at=time.time()))
         if not any(not other.healing for other in self.members.values()):
             raise IslandError(f"no island is left: {name!r} was the last one ({reason})")
@@ -148,12 +158,12 @@ class Crewed:
                 _turn_away(name, what)
                 continue
             if isinstance(what, wire.Message) and what.kind == "finished":
-                self._finished.add(name)
+                self.finished.add(name)
             if not _is_end(what):
                 return name, what
             if isinstance(what, wire.Exit) and what.status == 0 and name in self.members:
                 continue  # its goodbye may still be on the wire; the wire's end comes after it
-            if name in self._finished:
+            if name in self.finished:
                 continue
             if not self.elastic:
                 raise self._why_gone(name, what)

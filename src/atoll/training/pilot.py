@@ -294,6 +294,7 @@ class Pilot:
             if not self.crew.elastic and broken:
                 raise IslandError(f"the exchange of step {open_step.step} broke off")
             self._grouped = ()
+            self.form_group()  # at once: it calls away whoever still waits for the lost one
             if self._lost(open_step):
                 return None
         return None

@@ -166,6 +166,7 @@ class _Session:
         self.val_loss: float | None = None
         self.interrupted = threading.Event()
         self._saved_steps: set[int] = set()
+        self._writing: dict[int, str] = {}  # steps that are being saved, and by whom
         self._not_kept = ""  # why the last checkpoint that failed did
         self._seconds_here = 0.0
         self._tokens_here = 0
@@ -293,6 +294,7 @@ class _Session:
         pilot.crew.elastic = True
         while pilot.step < self.last_step and not self.interrupted.is_set():
             self._note_losses()
+            self._save_again()
             line, values = pilot.open_step(self._ranges(pilot.step + 1))
             self.ledger.append(line)
             pilot.commit(values)
@@ -365,15 +367,32 @@ class _Session:
         if self.pilot.step in self._saved_steps:
             return
         self.pilot.settle()
-        # One that runs here, if any does: the run folder is here.
-        writer = min(self.members, key=lambda member: member.dials_in).name
+        writer = self._writer()
         state = {**self.pilot.state(), "loss": self.loss, "val_loss": self.val_loss}
         self.pilot.crew.tell("checkpoint", {writer: {"step": self.pilot.step, "state": state}})
         self._saved_steps.add(self.pilot.step)
+        self._writing[self.pilot.step] = writer
+
+    def _writer(self) -> str:
+        """The island that writes checkpoints: one that runs here, if any does, where the folder
+        is."""
+        here = {member.name for member in self.members if not member.dials_in}
+        whole = [m.name for m in self.pilot.crew.members.values() if not m.healing]
+        return min(whole, key=lambda name: name not in here)
+
+    def _save_again(self) -> None:
+        """A checkpoint whose writer was lost is not kept: the next step is saved in its stead."""
+        lost = [step for step, name in self._writing.items() if name not in self.pilot.crew.members]
+        for step in lost:
+            del self._writing[step]
+            self._saved_steps.discard(step)
+        if lost and self.pilot.step:
+            self._save()
 
     def _collect_checkpoints(self) -> None:
         for name, message in self.pilot.crew.take("checkpointed", "checkpoint_failed"):
             self.events.append(message.kind, island=name, **message.fields)
+            self._writing.pop(message.get("step", -1), None)
             if message.kind == "checkpoint_failed":
                 self._not_kept = str(message["reason"])
                 self.display.say(self._not_kept)
@@ -440,11 +459,7 @@ class _Session:
             and pilot.step % self.recipe.run.validate_every
         ):
             self._validate()
-        if pilot.step:
-            self._save()
-        pilot.crew.tell_all("finish")
-        pilot.crew.gather("finished")
-        self._collect_checkpoints()
+        self._part()
         if pilot.step and pilot.step not in checkpoint.list_steps(self.folder.checkpoints_path):
             raise CheckpointError(f"the end of the run was not kept: {self._not_kept}")
         state: Literal["finished", "interrupted", "stopped"] = "stopped"
@@ -469,6 +484,23 @@ class _Session:
                 for m in pilot.crew.members.values()
             },
         )
+
+    def _part(self) -> None:
+        """Keep the end of the run, by another island if its writer is lost; then all may go."""
+        pilot = self.pilot
+        while pilot.step and pilot.step not in checkpoint.list_steps(self.folder.checkpoints_path):
+            self._saved_steps.discard(pilot.step)
+            self._save()
+            writer = self._writing[pilot.step]
+            pilot.crew.tell("finish", {writer: {}})
+            if writer in pilot.crew.gather("finished", [writer]):
+                break
+            self._note_losses()
+        told = [name for name in pilot.crew.members if name not in pilot.crew.finished]
+        pilot.crew.tell("finish", {name: {} for name in told})
+        pilot.crew.gather("finished", told)
+        self._note_losses()
+        self._collect_checkpoints()
 
     def _fail(self, error: AtollError) -> None:
         step = self.pilot.step

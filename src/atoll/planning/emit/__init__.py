@@ -13,17 +13,20 @@ from atoll import strict
 from atoll.errors import InputError
 from atoll.facts.engines import Tool, tools
 from atoll.plan import Plan
-from atoll.planning.emit import flagscale, megatron, skypilot, torchtitan
+from atoll.planning.emit.flagscale import files as flagscale_files
+from atoll.planning.emit.megatron import files as megatron_files
+from atoll.planning.emit.skypilot import files as skypilot_files
 from atoll.planning.emit.text import MARK
+from atoll.planning.emit.torchtitan import files as torchtitan_files
 
 TOOLS: Mapping[str, Tool] = tools()
 """The tools by name: version, why, what files, which makes of chips."""
 
 _WRITERS: Mapping[str, Callable[[Plan, str, str | None], dict[str, str]]] = {
-    "megatron": megatron.files,
-    "torchtitan": torchtitan.files,
-    "flagscale": flagscale.files,
-    "skypilot": skypilot.files,
+    "megatron": megatron_files,
+    "torchtitan": torchtitan_files,
+    "flagscale": flagscale_files,
+    "skypilot": skypilot_files,
 }
 
 

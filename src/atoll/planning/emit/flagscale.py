@@ -15,15 +15,18 @@ from atoll.facts.engines import Tool, tools
 from atoll.plan import Plan, PlanIsland
 from atoll.planning.emit import megatron
 from atoll.planning.emit.part import (
+    ROUTER,
     check_format,
     check_make,
     check_shapes,
     chunks_of,
     plan_chain,
+    processes,
     refuse_unless,
     vocab_of,
 )
-from atoll.planning.emit.text import MARK, header, yaml
+from atoll.planning.emit.script import NEEDED, ask
+from atoll.planning.emit.text import header, yaml
 from atoll.recipe import Recipe
 
 NO_RECOMPUTE, RECOMPUTE = 0, 1
@@ -43,6 +46,8 @@ def files(plan: Plan, tool: str, name: str | None) -> dict[str, str]:
         f'the fleet of "{recipe.name}": {", ".join(island.name for island in chain)}.',
         f"For {fact.version}. run.sh starts it, on the first node of the hostfile.",
         "Meshes stand in the order of their pipeline stages; so do the nodes of the hostfile.",
+        *(note for island in chain for note in processes(island)[2]),
+        *([ROUTER] if recipe.model.experts is not None else []),
     ]
     return {
         "conf/train.yaml": header(tool, lines) + yaml(_experiment(fact, recipe)),
@@ -122,7 +127,7 @@ def _check_together(plan: Plan, recipe: Recipe, chain: list[PlanIsland]) -> None
     fits = len(kinds) == 1 or "selective" not in kinds
     why = "meshes may differ in full recompute only"
     refuse_unless(fits, last, "layout.recompute", why, value=chain[-1].layout.recompute)
-    megatron.check_recipe(recipe, model)
+    megatron.check_model(model)
 
 
 def _split(recipe: Recipe, chain: list[PlanIsland]) -> list[int]:
@@ -284,12 +289,10 @@ def _recompute(fact: Tool, recipe: Recipe, chain: list[PlanIsland]) -> dict[str,
 
 def _hosts(island: PlanIsland) -> str:
     """The island's lines of the hostfile."""
-    chip, total = facts.chip(island.chip), island.layout.num_devices
-    known = chip.node_chips * chip.devices if chip.node_chips is not None else 8
-    per_node = next(n for n in range(min(known, total), 0, -1) if total % n == 0)
+    nodes, per_node, _ = processes(island)
     return "".join(
         f"ADDRESS-OF-{island.name}-{node} slots={per_node} type={island.chip}\n"
-        for node in range(total // per_node)
+        for node in range(nodes)
     )
 
 
@@ -298,15 +301,13 @@ def _script(tool: str, fact: Tool, lines: list[str]) -> str:
     asked = {
         "FLAGSCALE": f"a checkout of {fact.repository} at {fact.commit}",
         "DATA": megatron.DATA,
-        "TOKENIZER": "a folder with a Hugging Face tokenizer of the recipe's vocabulary",
-        "CHECKPOINTS": "the folder for checkpoints and logs, the same for all nodes",
+        **NEEDED,
     }
     out = f"#!/usr/bin/env bash\n{header(tool, lines)}set -euo pipefail\n"
     out += 'here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)\n\n'
-    out += "".join(f': "${{{name}:?set {name} to {what}}}"\n' for name, what in asked.items())
+    out += "".join(ask(name, what) for name, what in asked.items())
     out += 'export DATA TOKENIZER CHECKPOINTS HOSTFILE="$here/hostfile"\n'
     out += "if grep -q '^ADDRESS-OF-' \"$HOSTFILE\"; then\n"
     out += '  echo "write the addresses of the nodes into $HOSTFILE" >&2\n  exit 2\nfi\n\n'
     out += 'cd "$FLAGSCALE"\nexec python run.py --config-path "$here/conf" --config-name train '
-    assert MARK in out
     return out + "action=run\n"

@@ -80,13 +80,13 @@ def check(part: Part) -> None:
     if part.fact.words("first_dense"):
         why = "sparse layers follow one another after the dense ones"
         part.require(model.moe_every == 1, "model.moe_every", why, value=model.moe_every)
-    check_recipe(part.recipe, model)
+    check_model(model)
     compute = part.recipe.precision.compute
     fits = compute != "fp16" or layout.ep == 1
     part.require(fits, "layout.ep", "experts are not spread in fp16", value=layout.ep)
 
 
-def check_recipe(recipe: Recipe, model: Model) -> None:
+def check_model(model: Model) -> None:
     """InputError for what no flag of Megatron-LM can say."""
     if model.rope_base != int(model.rope_base):
         message = "feature rope_base: --rotary-base is a whole number"
@@ -216,7 +216,8 @@ def training_flags(recipe: Recipe, sequences: int, layout: Layout) -> Words:
     yield "--train-iters", recipe.total_steps()
     yield "--lr", optimizer.lr
     yield "--lr-decay-style", schedule.kind
-    yield "--min-lr", optimizer.lr * schedule.floor if schedule.kind != "constant" else None
+    floor = float(f"{optimizer.lr * schedule.floor:.12g}")
+    yield "--min-lr", floor if schedule.kind != "constant" else None
     yield "--lr-warmup-iters", schedule.warmup
     yield "--adam-beta1", optimizer.beta1
     yield "--adam-beta2", optimizer.beta2

@@ -17,6 +17,11 @@ from atoll.plan import Layout, Plan, PlanIsland
 from atoll.planning.emit.text import number
 from atoll.recipe import Recipe
 
+ROUTER = (
+    "The recipe does not say how a router scores and balances its experts: that stays as the tool "
+    "has it."
+)
+
 FULL_SEED = 2**31
 """Tools hand seeds to libraries that take 32 bits."""
 
@@ -92,7 +97,7 @@ def part_of(plan: Plan, tool: str, island: PlanIsland) -> Part:
     why = f"{', '.join(together)} hold one lane together, a part of the layers each"
     fix = "--emit flagscale takes such a plan"
     refuse_unless(len(together) < 2, index, "pipeline", why, fix=fix)
-    nodes, per_node, placed = _processes(island)
+    nodes, per_node, placed = processes(island)
     sequences, shared = _sequences(plan, recipe, index)
     model = recipe.model
     part = Part(
@@ -139,7 +144,7 @@ def chunks_of(island: PlanIsland, layers: int) -> tuple[int, ...]:
     return tuple(each + (index < more) for index in range(number_of))
 
 
-def _processes(island: PlanIsland) -> tuple[int, int, list[str]]:
+def processes(island: PlanIsland) -> tuple[int, int, list[str]]:
     """Nodes, processes a node, and how that was found."""
     total, chip = island.layout.num_devices, facts.chip(island.chip)
     known = chip.node_chips * chip.devices if chip.node_chips is not None else 8
@@ -150,8 +155,8 @@ def _processes(island: PlanIsland) -> tuple[int, int, list[str]]:
         else f"how many {chip.name} a node has is not known: {per_node} is a guess"
     )
     note = (
-        f"{total} processes on {total // per_node} nodes of {per_node} ({where}). Set NNODES and "
-        f"NPROC_PER_NODE together if yours differ."
+        f"Island {island.name}: {total} processes on {total // per_node} nodes of {per_node} "
+        f"({where})."
     )
     notes = [note]
     if total != island.devices:
@@ -192,20 +197,26 @@ def _said(plan: Plan, recipe: Recipe, island: PlanIsland) -> Iterable[str]:
     if len(plan.islands) > 1:
         others = ", ".join(one.name for one in plan.islands if one is not island)
         yield (
-            f"This launches one island alone. The plan's others ({others}) train on the same "
-            f"steps: before each update their sums of gradients, over all "
-            f"{recipe.batch.sequences} sequences, must be added up. This tool exchanges inside one "
-            f"group of processes only; `atoll train` exchanges between islands."
+            f"This launches one island alone. The plan's others ({others}) train the same model: "
+            f"{_exchanged(plan, recipe)}. This tool exchanges inside one group of processes only; "
+            f"`atoll train` exchanges between islands."
         )
     if recipe.seed >= FULL_SEED:
         yield f"The recipe's seed {recipe.seed} does not fit 31 bits: the tool gets the rest."
     if recipe.model.experts is not None:
-        yield (
-            "The recipe does not say how a router scores and balances its experts: that stays as "
-            "the tool has it."
-        )
+        yield ROUTER
     if not island.stages and recipe.model.layers % (island.layout.pp * island.layout.vpp):
         yield f"{recipe.model.layers} layers do not split evenly: the first stages have one more."
+
+
+def _exchanged(plan: Plan, recipe: Recipe) -> str:
+    """What the islands of a plan must exchange, and when."""
+    if plan.exchange.get("every", recipe.exchange.every) == "rounds":
+        return "their weights must be brought together after every round of steps"
+    return (
+        "before each update their sums of gradients, over all "
+        f"{recipe.batch.sequences} sequences, must be added up"
+    )
 
 
 def check_make(fact: Tool, index: int, island: PlanIsland) -> None:
@@ -252,6 +263,9 @@ def check_shapes(require: Callable[..., None], layout: Layout, model: Model) -> 
     pieces = 2 * layout.cp if layout.cp > 1 else 1
     why = f"twice cp does not divide model.context = {model.context}"
     require(model.context % pieces == 0, "layout.cp", why, value=layout.cp)
+    if model.vocab is not None:
+        why = f"does not divide model.vocab = {model.vocab}"
+        require(model.vocab % layout.tp == 0, "layout.tp", why, value=layout.tp)
     if layout.ep > 1:
         why = "a model without experts cannot spread them"
         require(model.experts is not None, "layout.ep", why, value=layout.ep)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from atoll import facts
 from atoll.errors import InputError
 from atoll.facts.engines import Tool, tools
 from atoll.plan import Plan, PlanIsland
 from atoll.planning.emit import megatron, torchtitan
 from atoll.planning.emit.part import Part, check_make, islands_for, part_of, refuse_unless
 from atoll.planning.emit.text import header, yaml
+
+ENVIRONMENT = ("DATA", "TOKENIZER", "CHECKPOINTS")
+"""What a person gives each task; SkyPilot refuses to start without."""
 
 SETUP = "python -m pip install"
 
@@ -65,10 +67,11 @@ def _task(tool: str, fact: Tool, engine: str, part: Part) -> str:
     resources: dict[str, object] = {
         "accelerators": f"{fact.names.get(chip) or fact.labelled[chip]}:{part.per_node}"
     }
+    start = f"sky launch {part.island.name}.yaml"
+    wants = " ".join(f"--env {name}=..." for name in ENVIRONMENT)
     lines = [
         f"{part.title()}, run by {engine}.",
-        f"For {fact.version}. Start it in this folder: sky launch {part.island.name}.yaml "
-        f"--env DATA=... --env TOKENIZER=... --env CHECKPOINTS=...",
+        f"For {fact.version}. Start it in this folder: {start} {wants}",
         *part.notes,
     ]
     if chip in fact.labelled:
@@ -81,7 +84,7 @@ def _task(tool: str, fact: Tool, engine: str, part: Part) -> str:
         "workdir": ".",
         "num_nodes": part.nodes,
         "resources": resources,
-        "envs": {"DATA": None, "TOKENIZER": None, "CHECKPOINTS": None},
+        "envs": dict.fromkeys(ENVIRONMENT),
         "setup": _setup(part),
         "run": _run(part, home),
     }
@@ -99,7 +102,7 @@ def _setup(part: Part) -> str:
     return (
         f"set -e\ngit init -q ~/megatron\n{fetch}\ngit -C ~/megatron checkout -q FETCH_HEAD\n"
         f"{SETUP} torch transformers\n"
-        "# Transformer Engine and FlashAttention come with NVIDIA's image of PyTorch: see image_id.\n"
+        "# Add resources.image_id for an image that has Transformer Engine and flash attention.\n"
     )
 
 
@@ -114,9 +117,3 @@ def _run(part: Part, home: Mapping[str, str]) -> str:
         f"bash {part.island.name}/run.sh",
     ]
     return "\n".join(lines) + "\n"
-
-
-def chip_names() -> dict[str, str]:
-    """What SkyPilot calls our chips, for pages and tests."""
-    fact = tools()["skypilot"]
-    return {chip: name for chip, name in fact.names.items() if facts.chip(chip)}

@@ -66,7 +66,8 @@ def toml(tables: Mapping[str, Mapping[str, object]]) -> str:
 def yaml(tree: Mapping[str, object], indent: int = 0) -> str:
     """Nested maps, lists of scalars, texts and numbers as YAML."""
     pad, out = " " * indent, ""
-    for key, value in tree.items():
+    for name, value in tree.items():
+        key = _scalar(name)
         if isinstance(value, Mapping):
             out += f"{pad}{key}:\n" + yaml(value, indent + 2) if value else f"{pad}{key}: {{}}\n"
         elif isinstance(value, str) and "\n" in value:
@@ -83,7 +84,7 @@ def _item(value: object, pad: str) -> str:
     """One entry of a list with a line for each entry."""
     if isinstance(value, Mapping):
         (key, inner), *_ = value.items()
-        return f"{pad}  - {key}: {_scalar(inner)}\n"
+        return f"{pad}  - {_scalar(key)}: {_scalar(inner)}\n"
     return f"{pad}  - {_scalar(value)}\n"
 
 

@@ -6,6 +6,8 @@ told to import. Which of its own model families can hold a recipe's shapes is de
 
 from __future__ import annotations
 
+import json
+
 from atoll.errors import InputError
 from atoll.plan import Plan
 from atoll.planning.emit.part import Part, islands_for, part_of
@@ -105,8 +107,9 @@ def _check(part: Part, family: str) -> None:
     pieces = layout.tp * (2 * layout.cp if layout.cp > 1 else 1)
     why = f"tp x 2 cp = {pieces} does not divide model.context = {part.model.context}"
     part.require(part.model.context % pieces == 0, "layout.tp", why, value=layout.tp)
-    fits = layout.vpp == 1 or part.microbatches % layout.pp == 0
-    why = f"interleaved stages want micro-batches in turns of pp = {layout.pp}"
+    rounds = max(1, part.microbatches // layout.pp)
+    fits = layout.vpp == 1 or part.microbatches % rounds == 0
+    why = f"Interleaved1F1B wants {part.microbatches} micro-batches in {rounds} equal rounds"
     part.require(fits, "layout.vpp", why, value=layout.vpp, fix="vpp = 1")
 
 
@@ -257,18 +260,24 @@ def _shapes(part: Part, family: str) -> str:
         f"from torchtitan.models.{family}.model.args import {kind}",
     ]
     imports += ["from torchtitan.models.moe import MoEArgs"] if extra else []
-    rows = [f"    {key}={value!r},\n" for key, value in arguments.items()]
+    rows = [f"    {key}={_python(value)},\n" for key, value in arguments.items()]
     if extra:
-        inner = "".join(f"        {key}={value!r},\n" for key, value in extra.items())
+        inner = "".join(f"        {key}={_python(value)},\n" for key, value in extra.items())
         rows.append(f"    moe_args=MoEArgs(\n{inner}    ),\n")
     return (
         header(part.tool, lines)
+        + "\n"
         + "\n".join(imports)
         + f'\n\n{table}["atoll"] = {kind}(\n{"".join(rows)})\n\n'
         + 'DATASETS["atoll"] = DatasetConfig(\n    path="",\n'
         + '    loader=lambda path: load_dataset(path, split="train", streaming=True),\n'
         + '    sample_processor=lambda sample: sample["text"],\n)\n'
     )
+
+
+def _python(value: object) -> str:
+    """A number, truth value or text as Python, as ruff writes it."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 Arguments = tuple[dict[str, object], dict[str, object]]
