@@ -304,7 +304,7 @@ def peaks_left_out(runs: Sequence[Known]) -> Errors:
         for run in peaks:
             if run.row.source == source and run.row.tier == "core":
                 case = run.case
-                used = memory_use(case.work, case.layout, case.microbatches, c).total
+                used = memory_use(case.work, case.held, case.microbatches, c).total
                 found.append(used / ((run.row.number("peak_mem_GiB") or 1.0) * 2**30) - 1.0)
     return Errors.of(found)
 
@@ -313,7 +313,7 @@ def _used(run: Known) -> float:
     from atoll.planning.correction import fitted
 
     case, c = run.case, MemoryCoefficients(**fitted()["memory"])
-    return memory_use(case.work, case.layout, case.microbatches, c).total
+    return memory_use(case.work, case.held, case.microbatches, c).total
 
 
 def show_sweeps(report: Report) -> None:

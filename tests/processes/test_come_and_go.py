@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from tests.processes import training_faults as faults
 
 from atoll.run import Events, Ledger
-from tests.processes import training_faults as faults
 
 pytestmark = pytest.mark.processes
 
@@ -66,3 +66,27 @@ def test_an_island_that_ends_while_it_computes(
 def test_an_audit_replays_a_run_that_lost_an_island(world, tmp_path):
     result = world.train("three", tmp_path / "run", entry="dies_in_b")
     assert world.audit(result.run, steps=8).ok
+
+
+LONGER = ["schedule.steps=24"]
+
+
+@pytest.fixture(scope="module")
+def longer(world):
+    """The reference of a run that is long enough for islands to come back."""
+    return world.train("one", world.folder / "longer", overrides=LONGER)
+
+
+def events_of(run, *kinds):
+    events = Events(run / "events.jsonl").read()
+    return [(event["kind"], event["island"]) for event in events if event["kind"] in kinds]
+
+
+def test_an_island_that_died_comes_back_heals_and_gets_grains(world, longer, tmp_path):
+    run = tmp_path / "run"
+    result = world.train("three", run, entry="slow_dies_once_in_b", overrides=LONGER)
+    same_run(result, longer)
+    every_grain_once(run, 6)
+    story = events_of(run, "died", "restarted", "joined", "healed")
+    assert story == [(kind, "b") for kind in ("died", "restarted", "joined", "healed")]
+    assert "b" in ledger_of(run)[-1].grains, "it computes again"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from atoll.errors import InputError, IslandError
+from atoll.errors import InputError
 from atoll.run import Events, Ledger, RunFolder
 from atoll.training import checkpoint
 from atoll.training.display import SilentDisplay

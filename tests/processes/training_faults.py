@@ -16,6 +16,8 @@ from atoll.training.dialling import run_island
 from atoll.training.island import Island
 from atoll.training.lane import Lane
 
+FOLDER = []
+
 
 def value_of(argv, flag):
     return argv[argv.index(flag) + 1]
@@ -26,6 +28,7 @@ def start(argv, island_type, *, only=None):
     name = value_of(argv, "--name")
     folder = Path(value_of(argv, "--token-file")).parent
     (folder / f"pid-{name}-{os.getpid()}").touch()
+    FOLDER[:] = [folder]
     return run_island(argv, island_type if only in (None, name) else Island)
 
 
@@ -185,17 +188,6 @@ def hangs_in_b(argv):
     return start(argv, with_lane(Stopping), only="b")
 
 
-class Fickle(Lane):
-    """Its kernels depend on the time of day."""
-
-    def probe(self, tokens):
-        return super().probe(tokens)[:40] + str(time.perf_counter_ns())
-
-
-def fickle(argv):
-    return start(argv, type("FickleIsland", (Island,), {"lane_type": Fickle}))
-
-
 class Slow(WatchedIsland):
     """Slow enough to be interrupted in the middle of a step."""
 
@@ -208,14 +200,47 @@ def slow(argv):
     return start(argv, Slow)
 
 
+class SlowDying(Slow):
+    """Dies in its fourth step, in its first life only."""
+
+    def commit(self, *, step, scalars):
+        if step == 4 and first_life("b"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().commit(step=step, scalars=scalars)
+
+
+def first_life(name):
+    return len(list(FOLDER[0].glob(f"pid-{name}-*"))) == 1
+
+
+def slow_dies_once_in_b(argv):
+    return start(argv, SlowDying if value_of(argv, "--name") == "b" else Slow)
+
+
+class Fickle(Lane):
+    """Its kernels depend on the time of day."""
+
+    def probe(self, tokens):
+        return super().probe(tokens)[:40] + str(time.perf_counter_ns())
+
+
+def fickle(argv):
+    return start(argv, type("FickleIsland", (Island,), {"lane_type": Fickle}))
+
+
 class BadExchange(Island):
     """The sum that this island received is off by one in one element."""
 
-    def exchange_sums(self, *, step, epoch):
-        if step == 3:
-            self._finish_exchange()
+    step = 0
+
+    def assign(self, *, step, **fields):
+        super().assign(step=step, **fields)
+        self.step = step
+
+    def _finish_exchange(self):
+        super()._finish_exchange()
+        if self.step == 3:
             self.exchanged.flats[32][7] += 1
-        super().exchange_sums(step=step, epoch=epoch)
 
 
 def bad_exchange_in_b(argv):

@@ -22,6 +22,8 @@ class Stack(strict.Noun):
     fused: bool
     overlap: bool
     overlap_tp: bool
+    fused_loss: bool = False
+    gradients: float = Field(default=4.0, ge=2, le=8)
     year: float = Field(ge=2017, lt=2100)
     source: str = Field(min_length=1)
 

@@ -17,7 +17,7 @@ from atoll.errors import InputError
 from atoll.plan import Layout
 from atoll.planning.cost import HALF, step_cost
 from atoll.planning.layouts import powers_of_two, shape_problem
-from atoll.planning.memory import memory_use
+from atoll.planning.memory import memory_use, stage_buffers
 from atoll.planning.options import USABLE
 from atoll.planning.problem import Place, Problem
 
@@ -59,7 +59,7 @@ class _Stages:
     head_seconds: float
     layer_state: float
     layer_held: float
-    flight: float
+    buffers: float
     besides: float
 
 
@@ -126,8 +126,7 @@ def _chain(problem: Problem, order: Sequence[Place], lanes: int, recompute: str)
             layout=one.layout,
             layers=tuple(mine),
             stage_seconds=seconds_of[i],
-            memory=one.besides
-            + max(mine) * (one.layer_state + one.layer_held * _in_flight(islands, i, microbatches)),
+            memory=_bytes(one, max(mine), _in_flight(islands, i, microbatches)),
         )
         for i, (one, mine) in enumerate(zip(islands, cut, strict=True))
     )
@@ -169,23 +168,29 @@ def _stages(problem: Problem, place: Place, lanes: int, recompute: str) -> _Stag
     return _Stages(
         place=place, layout=layout, count=count, layer_seconds=layer,
         head_seconds=max(0.0, costs[0] - layer), layer_state=gaps * state,
-        layer_held=gaps * held, flight=c.memory.flight,
+        layer_held=gaps * held, buffers=gaps * stage_buffers(place.work, layout, c.memory),
         besides=uses[0].total - gaps * (state + held),
     )  # fmt: skip
 
 
-def _in_flight(islands: Sequence[_Stages], index: int, microbatches: int) -> float:
-    """Micro-batches that the first stage of an island holds: as many as stages follow, and one."""
-    held = min(microbatches, sum(one.count for one in islands[index:]))
-    return 1.0 + islands[index].flight * (held - 1)  # as in memory.py
+def _in_flight(islands: Sequence[_Stages], index: int, microbatches: int) -> int:
+    """Micro-batches that the first stage of an island holds: as many as stages follow, and it."""
+    return min(microbatches, sum(one.count for one in islands[index:]))
+
+
+def _bytes(one: _Stages, layers: int, flight: int) -> float:
+    """Bytes on a device of a stage of `layers` layers that holds `flight` micro-batches."""
+    held = flight * (layers * one.layer_held + one.buffers)
+    return one.besides + layers * one.layer_state + held
 
 
 def _caps(islands: Sequence[_Stages], microbatches: int) -> list[int] | None:
     """The most layers a stage of each island holds; None if one cannot hold any."""
     caps = []
     for index, one in enumerate(islands):
-        room = one.place.machine.memory * USABLE - one.besides
-        each = one.layer_state + one.layer_held * _in_flight(islands, index, microbatches)
+        flight = _in_flight(islands, index, microbatches)
+        room = one.place.machine.memory * USABLE - _bytes(one, 0, flight)
+        each = _bytes(one, 1, flight) - _bytes(one, 0, flight)
         caps.append(int(room / each) if room > 0 else 0)
     return caps if min(caps) >= 1 else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from atoll.plan import Layout
-from atoll.planning.cost import held_parameters, state_lanes
+from atoll.planning.cost import HALF, held_parameters, state_lanes
 from atoll.planning.work import Work
 
 
@@ -47,53 +47,65 @@ class MemoryCoefficients:
     """Part of a layer's activations that selective recompute keeps where attention is fused."""
     logits: float = 8.0
     """Bytes for each logit at the peak."""
-    flight: float = 1.0
-    """Micro-batches in flight beside what the schedule needs."""
+    buffers: float = 1.0
+    """Residual streams that a pipeline stage keeps besides of a micro-batch in flight."""
     layer: float = 1.0
     """Working set of a layer that is being recomputed, beside its activations."""
+    gathered: float = 8.0
+    """Bytes for each parameter of the largest layer where weights are sharded: it and the next
+    one are gathered, and their gradients not yet scattered."""
+
+
+FUSED_LOSS = 4.0
+"""Bytes for each logit where loss and logits are one kernel: it and its gradient in 16 bits."""
 
 
 def memory_use(work: Work, layout: Layout, microbatches: int, c: MemoryCoefficients) -> MemoryUse:
     """The bytes on the first pipeline stage, which holds the most micro-batches in flight."""
     dense, experts = held_parameters(work, layout)
     lanes, expert_lanes = state_lanes(layout)
-    weights, gradients, states = _state_bytes(layout, work.precision)
+    weights, gradients, states = _state_bytes(work, layout)
     by_stage = [
         (dense / (lanes if layout.zero >= stage else 1))
         + (experts / (expert_lanes if layout.zero >= stage else 1))
         for stage in (3, 2, 1)
     ]
+    if layout.zero == 3 and layout.pp > 1 and lanes > 1:
+        # Between the micro-batches of a pipeline weights stay gathered and gradients whole.
+        by_stage[0] += HALF / weights * (dense + experts)
+        by_stage[1] = dense + experts
     tokens = layout.microbatch * work.sequence / layout.cp
     layer = layer_activations(work, layout, tokens)
     held = _held_a_layer(work, layout, tokens, layer, c)
     flight = in_flight(layout, microbatches)
-    flight = 1.0 + c.flight * (flight - 1.0)
     layers = work.shape.layers / layout.pp
+    kept = held * layers + (stage_buffers(work, layout, c) if layout.pp > 1 else 0.0)
     working = c.layer * (layer - held) if layout.recompute == "full" else 0.0
     working += _logits(work, layout, tokens, c)
     if layout.zero == 3 and lanes > 1:
-        working += 2.0 * 2.0 * 2.0 * _largest_layer(work, layout)
+        working += c.gathered * _largest_layer(work, layout)
     used = weights * by_stage[0] + gradients * by_stage[1] + states * by_stage[2]
-    used += held * layers * flight + working
+    used += kept * flight + working
     return MemoryUse(
         weights=weights * by_stage[0],
         gradients=gradients * by_stage[1],
         optimizer=states * by_stage[2],
-        activations=held * layers * flight,
+        activations=kept * flight,
         working=working,
         reserve=c.reserve + (c.gaps - 1.0) * used,
     )
 
 
-def _state_bytes(layout: Layout, precision: str) -> tuple[float, float, float]:
+def _state_bytes(work: Work, layout: Layout) -> tuple[float, float, float]:
     """Bytes a parameter of weights, gradients and optimizer state.
 
-    Mixed precision computes with 16-bit weights, adds gradients in fp32, and keeps fp32 weights
-    beside two moments; sharded weights (zero 3) are the fp32 ones themselves.
+    Mixed precision computes with 16-bit weights and keeps fp32 weights beside two moments. What
+    adds gradients up is the stack's habit (fp32, mostly); in fp16 it is fp16, and the optimizer
+    copies them. Sharded weights (zero 3) are the fp32 ones themselves.
     """
-    if precision in ("fp32", "tf32"):
+    if work.precision in ("fp32", "tf32") or layout.zero == 3:
         return 4.0, 4.0, 8.0
-    return (4.0, 4.0, 8.0) if layout.zero == 3 else (2.0, 4.0, 12.0)
+    return (2.0, 2.0, 14.0) if work.precision == "fp16" else (2.0, work.software.gradients, 12.0)
 
 
 def layer_activations(work: Work, layout: Layout, tokens: float) -> float:
@@ -108,8 +120,7 @@ def layer_activations(work: Work, layout: Layout, tokens: float) -> float:
     scores = 0.0
     if not work.software.flash and layout.recompute != "selective":
         scores = 5.0 * shape.heads * work.sequence
-    wide = 2.0 if work.precision in ("fp32", "tf32") else 1.0
-    return wide * tokens * (10.0 * shape.width / residual + (inside + scores) / tp)
+    return _wide(work) * tokens * (10.0 * shape.width / residual + (inside + scores) / tp)
 
 
 def _held_a_layer(
@@ -117,10 +128,23 @@ def _held_a_layer(
 ) -> float:
     """Bytes that stay from the forward to the backward pass of a layer."""
     if layout.recompute == "full":
-        return 2.0 * tokens * work.shape.width / (layout.tp if layout.sequence_parallel else 1)
+        residual = layout.tp if layout.sequence_parallel else 1
+        return 2.0 * _wide(work) * tokens * work.shape.width / residual
     if layout.recompute == "selective" and work.software.flash:
         return c.kept * layer
     return layer
+
+
+def _wide(work: Work) -> float:
+    """Width of an activation beside 16 bits."""
+    return 2.0 if work.precision in ("fp32", "tf32") else 1.0
+
+
+def stage_buffers(work: Work, layout: Layout, c: MemoryCoefficients) -> float:
+    """Bytes that a pipeline stage keeps of a micro-batch in flight besides its layers' own."""
+    residual = layout.tp if layout.sequence_parallel else 1
+    tokens = layout.microbatch * work.sequence / layout.cp
+    return c.buffers * 2.0 * _wide(work) * tokens * work.shape.width / residual
 
 
 def in_flight(layout: Layout, microbatches: int) -> float:
@@ -135,7 +159,8 @@ def _logits(work: Work, layout: Layout, tokens: float, c: MemoryCoefficients) ->
     """Logits and their gradient on the last stage, beyond what the first stage holds more of."""
     if layout.pp > 1:
         return 0.0
-    return tokens * work.shape.vocab / layout.tp * c.logits
+    each = FUSED_LOSS if work.software.fused_loss else c.logits
+    return tokens * work.shape.vocab / layout.tp * each
 
 
 def _largest_layer(work: Work, layout: Layout) -> float:

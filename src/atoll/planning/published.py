@@ -49,6 +49,14 @@ class Case:
     microbatches: int
     sequences: float
     assumed: tuple[str, ...] = ()
+    offloads: bool = False
+
+    @property
+    def held(self) -> Layout:
+        """The layout as memory sees it: what went to the host is as good as computed again."""
+        if self.offloads:
+            return self.layout.model_copy(update={"recompute": "full"})
+        return self.layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +194,7 @@ def case_of(row: Published) -> Case:
         microbatches=microbatches,
         sequences=sequences,
         assumed=tuple(assumed),
+        offloads="offload" in row.text("recompute").lower(),
     )
 
 
@@ -299,7 +308,9 @@ def _software(row: Published) -> Software:
         flash=year >= stack.flash_since,
         fused=stack.fused or "compile" in notes,
         overlap=(stack.overlap and year >= 2021.9) or "overlapped" in row.text("zero_fsdp").lower(),
-        overlap_tp=overlap_tp or "asynctp" in notes,
+        overlap_tp=overlap_tp or re.search(r"async[ -]?tp", notes) is not None,
+        fused_loss=stack.fused_loss,
+        gradients=stack.gradients,
         year=year,
     )
 
@@ -328,7 +339,8 @@ def _zero(row: Published, lanes: int) -> tuple[int, int | None]:
         found = re.search(r"fsdp\s*(\d+)", text)
         if found and "ici" not in text:
             group = int(found[1])
-    elif "zero-2" in text or "stage 2" in text:
+    elif "zero-2" in text or "stage 2" in text or "parallel_optimizer" in text:
+        # Where it is called a parallel optimizer, gradients are scattered as they are made.
         stage = 2
     elif "zero" in text or "distributed" in text or "stage 1" in text:
         stage = 1

@@ -336,7 +336,7 @@ def usable(rows: Sequence[Published]) -> tuple[list[Known], Counter[str]]:
 
 def _memory_of(run: Known) -> tuple[Any, ...]:
     case = run.case
-    return case.work, case.layout, case.microbatches, MemoryCoefficients(**fitted()["memory"])
+    return case.work, case.held, case.microbatches, MemoryCoefficients(**fitted()["memory"])
 
 
 def _read(path: Path | str) -> list[Published]:

@@ -125,7 +125,8 @@ class Software:
     `family` groups stacks with the same engine. `flash`: attention never writes its scores.
     `fused`: one kernel for a chain of elementwise operations. `overlap`: gradients and state move
     while the backward computes. `overlap_tp`: tensor-parallel collectives move beside the matmuls.
-    `year` of the release.
+    `fused_loss`: logits stay in 16 bits, never copied. `gradients`: bytes a parameter beside
+    weights in bf16. `year` of the release.
     """
 
     family: str = "megatron"
@@ -133,6 +134,8 @@ class Software:
     fused: bool = True
     overlap: bool = True
     overlap_tp: bool = False
+    fused_loss: bool = False
+    gradients: float = 4.0
     year: float = 2025.0
 
 

@@ -115,6 +115,15 @@ def assemble(
                 on_exit=ended,
             ) as crew,
         ):
+
+            def start(name: str) -> bool:
+                """Start an island of this machine (again); True when it is under way."""
+                if name in crew.pids() or name not in local:
+                    return name not in local
+                arguments = _arguments(planned[name], listener.address, token_file)
+                crew.start(name, arguments, facts.chip(planned[name].chip).environment)
+                return True
+
             for member in members:
                 arguments = _arguments(member, listener.address, token_file)
                 environment = facts.chip(member.chip).environment
@@ -125,6 +134,7 @@ def assemble(
                 else:
                     crew.start(member.name, arguments, environment)
             crewed = Crewed(listener, explain=explain, fence=fence)
+            crewed.restart = start
             crewed.admit(list(planned), waiting=waiting)
             store = serve_store(wire.parse_address(address)[0])
             yield crewed, store.port

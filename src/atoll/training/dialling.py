@@ -25,6 +25,8 @@ from atoll.errors import AtollError, ExchangeError, RunError
 class Obeying(Protocol):
     """What dials in: it obeys one message at a time, until `handle` returns False."""
 
+    post: Callable[[wire.Message], None]
+
     def handle(self, message: wire.Message) -> bool:
         """Obey one message."""
 
@@ -56,6 +58,7 @@ def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
             send=connection.send,
         )
         inbox = _watch(connection, island.notice)
+        island.post = inbox.put
         _beat(connection)
         while island.handle(inbox.get()):
             pass

@@ -9,6 +9,7 @@ run. Started by `atoll island` from any launcher, or forked by the local crew th
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from atoll.crew import wire
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, open_shards
 from atoll.digest import digest_of
-from atoll.errors import AtollError, CheckpointError, ExchangeError, InputError
+from atoll.errors import AtollError, CheckpointError, ExchangeError, InputError, RunError
 from atoll.modeling import initial
 from atoll.modeling.decoder import Decoder
 from atoll.recipe import Recipe
@@ -33,6 +34,7 @@ from atoll.training.dialling import log, run_island
 from atoll.training.digests import add_digests, combine_sha256, sum_digest, tensor_bytes_sha256
 from atoll.training.exchange import Exchange, OpenExchange
 from atoll.training.exponents import pack_loads
+from atoll.training.healing import Gift, receive
 from atoll.training.lane import GrainResult, Lane, probe_tokens
 from atoll.training.optimizer import AdamW
 from atoll.training.scalars import UpdateScalars
@@ -69,6 +71,9 @@ class Island:
         self._pool = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane")
         self._writer: checkpoint.Writer | None = None
         self._open_exchange: OpenExchange | None = None
+        self.healing = False
+        self.post: Callable[[wire.Message], None] = _nowhere
+        """Puts a message into this island's own inbox, from any thread; set by who runs it."""
 
     # ------------------------------------------------------------------ start
 
@@ -339,12 +344,23 @@ class Island:
 
     def commit(self, *, step: int, scalars: dict[str, Any]) -> None:
         """Update the weights: the step stands in the ledger now."""
+        if self.healing:
+            kept = self.exchanged.like()
+            for width, flat in kept.flats.items():
+                flat.copy_(self.exchanged.flats[width])
+            self._kept_updates.append((step, scalars, kept))
+            return
         if self._writer is not None:
             self._writer.wait_snapshot()  # a checkpoint may still be reading the live tensors
+        self._update(self.exchanged, scalars)
+        self.send("updated", step=step, fingerprint=self.fingerprint())
+
+    def _update(self, sums: IntegerSums, scalars: dict[str, Any]) -> None:
+        """AdamW by these integers."""
         values = UpdateScalars(**{**scalars, "scale": tuple(scalars["scale"])})
 
         def update(index: int) -> None:
-            name, integers = self.names[index], self.exchanged.views[index]
+            name, integers = self.names[index], sums.views[index]
             if self.updates_on_host:
                 integers = self.backend.host(integers)
             self.optimizer.update(name, integers, scale=values.scale[index], scalars=values)
@@ -352,7 +368,6 @@ class Island:
                 self.weights[name].copy_(self.masters[name])
 
         self._parallel(update, range(len(self.names)))
-        self.send("updated", step=step, fingerprint=self.fingerprint())
 
     def validate(self, *, first: int, count: int) -> None:
         """Summed loss of validation windows [first, first + count), in grain-sized batches."""
@@ -372,6 +387,48 @@ class Island:
 
         losses = list(self._pool.map(loss, batches))
         self.send("validated", first=first, losses=losses, tokens=count * self.model.context)
+
+    # ------------------------------------------------------------------ healing
+
+    def give(self, *, step: int, to: str) -> None:
+        """Copy the state after `step` for an island that joins; it comes for it by itself."""
+        gift = Gift(self._groups(), host=self.backend.host, local=self._hosts[0])
+        host, port = gift.address
+        self.send("giving", step=step, to=to, host=host, port=port, secret=gift.secret)
+
+    def heal(self, *, step: int, host: str, port: int, secret: str, fingerprint: str) -> None:
+        """Fetch the state after `step` in a thread; until it is here, updates are kept."""
+        self._kept_updates: list[tuple[int, dict[str, Any], IntegerSums]] = []
+        self.healing = True
+
+        def fetch() -> None:
+            try:
+                state = receive(self._groups(), address=(host, port), secret=secret)
+            except RunError as error:
+                self.send("heal_failed", reason=str(error))
+                return
+            fields = {"step": step, "state": state, "fingerprint": fingerprint}
+            self.post(wire.Message("fetched", fields, peer="this island"))
+
+        threading.Thread(target=fetch, name="heal", daemon=True).start()
+
+    def fetched(self, *, step: int, state: dict[str, Any], fingerprint: str) -> None:
+        """The state is here: prove it, apply the updates that were kept, and say so."""
+        for group, live in self._groups().items():
+            for name, tensor in live.items():
+                tensor.copy_(state[group][name])
+        self._sync_masters()
+        if self.fingerprint() != fingerprint:
+            self.send("heal_failed", reason=f"the state of step {step} arrived with other bits")
+            return
+        for later, scalars, sums in self._kept_updates:
+            self._update(sums, scalars)
+            step = later
+        self._kept_updates = []
+        self.healing = False
+        now = self.fingerprint()
+        self.send("updated", step=step, fingerprint=now)
+        self.send("healed", step=step, fingerprint=now)
 
     # ------------------------------------------------------------------ keeping
 
@@ -478,6 +535,9 @@ class Island:
             "assign": self.assign,
             "exchange": self.exchange_sums,
             "commit": self.commit,
+            "give": self.give,
+            "heal": self.heal,
+            "fetched": self.fetched,
             "validate": self.validate,
             "checkpoint": self.save,
             "finish": self.finish,
@@ -488,6 +548,10 @@ class Island:
         actions[message.kind](**message.fields)
         self.report_checkpoints()
         return message.kind != "finish"
+
+
+def _nowhere(message: wire.Message) -> None:
+    raise AssertionError(f"no inbox takes {message!r}")
 
 
 def _sound_host() -> backends.Backend:

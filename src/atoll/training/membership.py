@@ -9,6 +9,7 @@ nothing has been heard of it for `patience` seconds: a stopped process and a cut
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import time
 from collections import deque
@@ -66,6 +67,7 @@ class Loss:
     how: str
     reason: str
     at: float
+    step: int
 
 
 class Crewed:
@@ -82,6 +84,7 @@ class Crewed:
         """
         self.members: dict[str, Member] = {}
         self.elastic = False
+        self.step = 0  # that is open
         self.patience = LEAST_PATIENCE
         self.losses: list[Loss] = []
         self.arrivals: list[wire.Arrival] = []
@@ -89,6 +92,8 @@ class Crewed:
         self._events = listener.events
         self._explain = explain
         self._fence = fence
+        self.restart: Callable[[str], bool] = lambda _name: True
+        """Starts an island of this machine again; False while its old process has not ended."""
         self._late: list[tuple[str, wire.Message]] = []
         self.finished: set[str] = set()
 
@@ -121,9 +126,37 @@ class Crewed:
             return
         member.connection.close()
         self._fence(name)  # a stopped process must not come back and write
-        self.losses.append(Loss(name=name, how=how, reason=reason, at=time.time()))
+        self.losses.append(Loss(name=name, how=how, reason=reason, at=time.time(), step=self.step))
         if not any(not other.healing for other in self.members.values()):
             raise IslandError(f"no island is left: {name!r} was the last one ({reason})")
+
+    def release(self, name: str) -> None:
+        """A member leaves as it was asked to: it is told so, and its end is no loss."""
+        member = self.members.pop(name)
+        self.finished.add(name)
+        self.losses.append(
+            Loss(name=name, how="left", reason="as asked", at=time.time(), step=self.step + 1)
+        )
+        with contextlib.suppress(wire.ConnectionClosed):
+            member.connection.send("finish")
+
+    def turn_away(self, name: str, member: Member, reason: str) -> None:
+        """An arrival that is no member may not become one; without a reason it is gone already."""
+        self._names.discard(name)
+        self._late = [item for item in self._late if item[0] != name]
+        with contextlib.suppress(wire.ConnectionClosed):
+            if reason:
+                member.connection.send("failed", reason=reason)
+        member.connection.close()
+
+    def take_arrivals(self) -> list[wire.Arrival]:
+        """Who has arrived since the last call."""
+        arrivals, self.arrivals = self.arrivals, []
+        return arrivals
+
+    def is_known(self, name: str) -> bool:
+        """Whether an island is a member, or has arrived and is still connected."""
+        return name in self._names
 
     def follow_pace(self, step_seconds: float) -> None:
         """Set the patience from the measured time of a step."""
@@ -164,6 +197,7 @@ class Crewed:
             if isinstance(what, wire.Exit) and what.status == 0 and name in self.members:
                 continue  # its goodbye may still be on the wire; the wire's end comes after it
             if name in self.finished:
+                self._names.discard(name)  # the name is free for another island
                 continue
             if not self.elastic:
                 raise self._why_gone(name, what)
@@ -226,15 +260,17 @@ class Crewed:
         names: Sequence[str] | None = None,
         match: Mapping[str, Any] | None = None,
         grace: float | None = None,
+        limit: float = math.inf,
     ) -> dict[str, wire.Message]:
         """One message of `kind` from each island (or those of `names`), in the members' order.
 
         Other kinds that arrive meanwhile wait for the `gather` or `take` that asks for them.
         Messages of the kind whose fields are not those of `match` are answers to an older question
         and are thrown away. Whoever is lost on the way is missing in the answer. If the others may
-        wait for the lost one themselves, `grace` is how many seconds they are still waited for.
+        wait for the lost one themselves, `grace` is how many seconds they are still waited for; no
+        answer is waited for longer than `limit` seconds.
         """
-        num_losses, end = len(self.losses), float("inf")
+        num_losses, end = len(self.losses), time.monotonic() + limit
         wanted = list(self.members) if names is None else [n for n in names if n in self.members]
         got: dict[str, wire.Message] = {}
 

@@ -38,6 +38,10 @@ MOST_ATTEMPTS = 8
 """Attempts at one step; each overflow lowers the exponents by what its loads demand."""
 GRACE = 1.0
 """Seconds in which an island that holds the whole sum has said so after another was lost."""
+LEAST_EXCHANGE = 30.0
+"""Seconds after which an exchange between islands that live counts as broken, at the earliest."""
+REMEMBERED = 256
+"""Steps whose fingerprints are known, for islands that heal."""
 MOST_EXCHANGES = 8
 """Exchanges of one step that may break off before the run gives up."""
 
@@ -62,6 +66,7 @@ class Pilot:
         self.epoch = 0
         self._grouped: tuple[str, ...] = ()
         self._turns = 0
+        self.fingerprints: dict[int, str] = {}  # of the weights after the last steps
         self._pending_update = False
 
     # ------------------------------------------------------------------ start
@@ -160,6 +165,7 @@ class Pilot:
         `commit`.
         """
         step, started = self.step + 1, time.perf_counter()
+        self.crew.step = step
         open_step = OpenStep.begin(step, ranges)
         measuring = not self.exponents.measured
         for _ in range(MOST_EXCHANGES):
@@ -174,7 +180,7 @@ class Pilot:
         line = line.model_copy(
             update={
                 "grains": open_step.contributed(),
-                "kinds": {**open_step.kinds, **{n: m.kind_id for n, m in self._whole().items()}},
+                "kinds": {**open_step.kinds, **{n: m.kind_id for n, m in self.whole().items()}},
                 "seconds": time.perf_counter() - started,
                 "requantised": open_step.num_requantised,
                 "reassigned": open_step.reassigned,
@@ -184,7 +190,7 @@ class Pilot:
         self.crew.follow_pace(line.seconds)
         return line, values
 
-    def _whole(self) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """The members that hold the weights: all but those that are healing."""
         return {name: m for name, m in self.crew.members.items() if not m.healing}
 
@@ -222,7 +228,7 @@ class Pilot:
 
     def _by_speed(self, grains: Sequence[int]) -> dict[str, shares.Ranges]:
         """Some grains split between the whole members, by their speed."""
-        whole = self._whole()
+        whole = self.whole()
         counts = shares.by_speed(
             len(grains),
             grain_seconds={name: member.grain_seconds for name, member in whole.items()},
@@ -281,7 +287,12 @@ class Pilot:
             if self._lost(open_step):
                 return None
             self.crew.tell_all("exchange", step=open_step.step, epoch=self.epoch)
-            answers = self.crew.gather("exchanged", match={"epoch": self.epoch}, grace=GRACE)
+            answers = self.crew.gather(
+                "exchanged",
+                match={"epoch": self.epoch},
+                grace=GRACE,
+                limit=max(LEAST_EXCHANGE, 5.0 * self.crew.patience),
+            )
             broken = [name for name in self.crew.members if not _went_well(answers.get(name))]
             if not broken:
                 bad = bad_sums(totals, answers)
@@ -310,14 +321,19 @@ class Pilot:
         """Take in the fingerprints of the last update; all replicas must be identical."""
         if self._pending_update:
             self._pending_update = False
-            updated = self.crew.gather("updated", list(self._whole()), match={"step": self.step})
+            updated = self.crew.gather("updated", list(self.whole()), match={"step": self.step})
             told = {name: answer["fingerprint"] for name, answer in updated.items()}
             odd = odd_replicas(told)
             if odd and self.crew.elastic and len(told) > 2:
                 for name in odd:
                     self.crew.drop(name, "corrupt", f"other weights after step {self.step}")
                     told.pop(name)
-            self.fingerprint = check_replicas(self.step, told)
+            self._remember(check_replicas(self.step, told))
+
+    def _remember(self, fingerprint: str) -> None:
+        """These are the weights after the step that was committed last."""
+        self.fingerprint = self.fingerprints[self.step] = fingerprint
+        self.fingerprints.pop(self.step - REMEMBERED, None)
 
     def _close(self, step: int, totals: Totals, squares: Any) -> tuple[LedgerLine, dict[str, Any]]:
         """Norm, clip, learning rate and the update's scalars of a computed step."""
@@ -379,8 +395,8 @@ class Pilot:
         size = self.recipe.batch.grain
         counts = shares.by_speed(
             -(-num_windows // size),
-            grain_seconds={n: m.grain_seconds for n, m in self._whole().items()},
-            lanes={n: m.lanes for n, m in self._whole().items()},
+            grain_seconds={n: m.grain_seconds for n, m in self.whole().items()},
+            lanes={n: m.lanes for n, m in self.whole().items()},
         )
         first = 0
         pieces: dict[str, tuple[int, int]] = {}
@@ -406,7 +422,7 @@ class Pilot:
             answers = self.crew.gather("validated", list(pieces))
             done |= {answer["first"]: answer for answer in answers.values()}
             lost = [piece for name, piece in pieces.items() if name not in answers]
-            whole = list(self._whole())
+            whole = list(self.whole())
             pieces = dict(zip(whole, lost, strict=False))
             # More pieces than islands wait for the next turn.
             for piece in lost[len(whole) :]:

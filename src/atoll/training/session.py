@@ -6,6 +6,7 @@ import platform
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +23,15 @@ from atoll.training import checkpoint, exponents, shares
 from atoll.training.crewing import MemberSpec, Starting, assemble, members_of, require_dialable
 from atoll.training.display import Display, IslandView, Snapshot
 from atoll.training.interruption import interruptible
+from atoll.training.joining import Joining
 from atoll.training.metrics import Metrics
 from atoll.training.pilot import Pilot
 from atoll.training.result import TrainResult
 from atoll.training.step import finite
 from atoll.training.target import Target, resolve
 
+STRIKES = 3
+"""How often an island may be lost before it is put out for good."""
 DEFAULT_CACHE = Path.home() / ".cache" / "atoll"
 
 
@@ -131,6 +135,11 @@ def _open_or_create(found: Target, data: Shards, run: Path | None) -> RunFolder:
     return folder
 
 
+def _weight(share: float | None) -> float:
+    """The weight of an island's share; one that joined without a share counts as 1."""
+    return 1.0 if share is None else share
+
+
 def _versions() -> dict[str, str]:
     import torch
 
@@ -167,6 +176,8 @@ class _Session:
         self.interrupted = threading.Event()
         self._saved_steps: set[int] = set()
         self._writing: dict[int, str] = {}  # steps that are being saved, and by whom
+        self._to_restart: list[str] = []
+        self._strikes: Counter[str] = Counter()
         self._not_kept = ""  # why the last checkpoint that failed did
         self._seconds_here = 0.0
         self._tokens_here = 0
@@ -212,12 +223,13 @@ class _Session:
 
     def _begin(self, store_port: int) -> None:
         pilot = self.pilot
-        pilot.prepare(
-            vocab=self.model.resolved_vocab,
-            shards={"folder": str(self.data.folder), "digest": self.data.digest},
-            run=str(self.folder.path.resolve()),
-            store_port=store_port,
-        )
+        given: dict[str, Any] = {
+            "vocab": self.model.resolved_vocab,
+            "shards": {"folder": str(self.data.folder), "digest": self.data.digest},
+            "run": str(self.folder.path.resolve()),
+            "store_port": store_port,
+        }
+        pilot.prepare(**given)
         for member in pilot.crew.members.values():
             if member.updates_on_host:
                 self.display.say(
@@ -225,6 +237,16 @@ class _Session:
                     f"round {', '.join(member.failed_operations)} as IEEE 754 asks"
                 )
         self.contract = pilot.contract()
+        self.joining = Joining(
+            pilot,
+            prepare={
+                "recipe": self.recipe.as_dict(),
+                "widths": list(pilot.widths),
+                **given,
+            },
+            bitwise=lambda: self.contract == "bitwise",
+            note=self._note_change,
+        )
         self._resume()
         self._note_kinds()
         self.display.say(f"contract: {self.contract}")
@@ -293,8 +315,7 @@ class _Session:
         started = time.perf_counter()
         pilot.crew.elastic = True
         while pilot.step < self.last_step and not self.interrupted.is_set():
-            self._note_losses()
-            self._save_again()
+            self._between_steps()
             line, values = pilot.open_step(self._ranges(pilot.step + 1))
             self.ledger.append(line)
             pilot.commit(values)
@@ -310,6 +331,32 @@ class _Session:
             self._seconds_here = time.perf_counter() - started
             self._show(line)
 
+    def _between_steps(self) -> None:
+        """Who is gone, who leaves, who joins."""
+        self._note_losses()
+        self._save_again()
+        self._restart()
+        self.joining.between_steps()
+        self._note_losses()
+
+    def _note_change(self, kind: str, **fields: Any) -> None:
+        """Write down what happened to an island, and tell it."""
+        self.events.append(kind, **fields)
+        words = {
+            "joined": "joins and is being healed",
+            "healed": "holds the weights and gets grains",
+            "refused": f"is refused: {fields.get('reason')}",
+            "restarted": "is started again",
+        }
+        self.display.say(f"island {fields['island']!r} {words[kind]}")
+
+    def _restart(self) -> None:
+        """Start an island of this machine again that was lost, but not for ever."""
+        for name in list(self._to_restart):
+            if self.pilot.crew.restart(name):
+                self._to_restart.remove(name)
+                self._note_change("restarted", island=name, step=self.pilot.step)
+
     def _note_losses(self) -> None:
         """Tell and write down who is gone since the last step."""
         crew = self.pilot.crew
@@ -320,21 +367,25 @@ class _Session:
                 f"island {loss.name!r} {how.get(loss.how, 'is gone')}: {loss.reason}; "
                 f"{len(crew.members)} go on, no step is lost"
             )
+            self._strikes[loss.name] += 1
+            if loss.how != "left" and self._strikes[loss.name] < STRIKES:
+                self._to_restart.append(loss.name)
             self.events.append(
-                loss.how, island=loss.name, reason=loss.reason[:2000], step=self.pilot.step + 1
+                loss.how, island=loss.name, reason=loss.reason[:2000], step=loss.step
             )
 
     def _ranges(self, step: int) -> dict[str, shares.Ranges]:
         """The split of a step: by the plan's rule, over the members that are here."""
-        grains, members = self.recipe.num_grains, self.pilot.crew.members
+        grains, members = self.recipe.num_grains, self.pilot.whole()
         given = {member.name: member.share for member in self.members}
+        given |= {name: None for name in members if name not in given}
         mode = self.plan.shares.mode
         started = any(len(member.seconds) > 1 for member in members.values())
         if mode == "seeded":
             seed = self.plan.shares.seed
             split = shares.seeded(grains, names=list(members), seed=seed, step=step)
         elif mode == "fixed" or (not started and None not in given.values()):
-            split = shares.by_weight(grains, {name: given[name] or 0.0 for name in members})
+            split = shares.by_weight(grains, {name: _weight(given[name]) for name in members})
         else:
             active = [name for name in members if given[name] != 0]
             split = dict.fromkeys(members, 0) | shares.by_speed(
@@ -414,7 +465,7 @@ class _Session:
                 lanes=m.lanes,
                 grains=m.grains,
                 grains_per_second=m.grains_per_second,
-                state="computing",
+                state="healing" if m.healing else "computing",
             )
             for m in members.values()
         )

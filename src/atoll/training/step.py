@@ -30,7 +30,8 @@ class Totals:
 class OpenStep:
     """A step that is being computed: what is to do, and whose sums hold which grains.
 
-    `planned` is the split that was asked for. `held` are the results of the present attempt, one an island, added up over its turns.
+    `planned` is the split that was asked for. `held` are the results of the present attempt, one an
+    island, added up over its turns.
     """
 
     step: int
