@@ -11,7 +11,7 @@ from atoll.crew import wire
 from atoll.errors import IslandError, NonFiniteError
 from atoll.training.digests import PRIME
 from atoll.training.exponents import load_of, pack_loads
-from atoll.training.pilot import Crewed
+from atoll.training.membership import Crewed
 from atoll.training.step import add_up, check_exchange, check_replicas, finite, not_finite
 
 magnitudes = st.floats(min_value=0.0, max_value=2.0**127, width=32)
@@ -111,7 +111,8 @@ class Islands:
 
     def __init__(self, *names, admitted=None):
         self.listener = wire.Listener("127.0.0.1:0", token="t")
-        self.crew = Crewed(self.listener, explain=lambda name: f"(the log of {name})")
+        self.crew = Crewed(explain=lambda name: f"(the log of {name})")
+        self.crew.listen_to(self.listener)
         self.ends = {name: self.dial(name) for name in names}
         self.crew.admit(dict.fromkeys(admitted or names, "cpu"), waiting=lambda missing: None)
 
@@ -208,7 +209,8 @@ def test_an_exit_without_a_goodbye_is_an_error_whatever_its_status():
 
 def test_an_island_that_exits_before_it_dials_is_an_error():
     listener = wire.Listener("127.0.0.1:0", token="t")
-    crew = Crewed(listener, explain=lambda name: "(its log)")
+    crew = Crewed(explain=lambda name: "(its log)")
+    crew.listen_to(listener)
     listener.events.put(wire.Event("a", wire.Exit(status=0)))
     with pytest.raises(IslandError, match="its log"):
         crew.admit(["a"], waiting=lambda missing: None)

@@ -1,11 +1,20 @@
-"""Islands that end at any point of a step cost their grains and no step; bits stay the same."""
+"""Islands that end, join and leave at any point of a step: no step is lost, bits stay the same."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.processes import training_faults as faults
 
+from atoll import facts
+from atoll.cli import main
 from atoll.run import Events, Ledger
+from atoll.training.display import SilentDisplay
 
 pytestmark = pytest.mark.processes
 
@@ -90,3 +99,92 @@ def test_an_island_that_died_comes_back_heals_and_gets_grains(world, longer, tmp
     story = events_of(run, "died", "restarted", "joined", "healed")
     assert story == [(kind, "b") for kind in ("died", "restarted", "joined", "healed")]
     assert "b" in ledger_of(run)[-1].grains, "it computes again"
+
+
+# Joining from anywhere, and leaving
+
+
+class Listening(SilentDisplay):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def dial_in(run, name, *, chip="cpu", grace="30"):
+    """An island of any name, started by hand beside a run that goes on."""
+    address = json.loads((run / "pilot.json").read_text())["address"]
+    words = ["island", "--pilot", address, "--token-file", str(run / "token"), "--name", name]
+    words += ["--chip", chip, "--lanes", "1", "--threads", "1", "--grace", grace]
+    environment = {**os.environ, **facts.chip(chip).environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "atoll", *words], env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def while_running(world, run, act, *, fleet="two", steps=40, entry="slow"):
+    """The result of a slow run during which `act` is called after its second step."""
+    with ThreadPoolExecutor(1) as pool:
+        overrides = [f"schedule.steps={steps}"]
+        running = pool.submit(world.train, fleet, run, entry=entry, overrides=overrides)
+        deadline = time.monotonic() + 60
+        while not (run / "ledger.jsonl").exists() or len(ledger_of(run)) < 2:
+            assert time.monotonic() < deadline and not running.done(), running.exception()
+            time.sleep(0.02)
+        act()
+        return running.result(120)
+
+
+@pytest.fixture(scope="module")
+def forty(world):
+    return world.train("one", world.folder / "forty", overrides=["schedule.steps=40"])
+
+
+def test_an_island_of_any_name_joins_a_run_that_goes_on_and_leaves_by_sigterm(
+    world, forty, tmp_path, wait_until
+):
+    run, started = tmp_path / "run", []
+
+    def act():
+        island = dial_in(run, "guest")
+        started.append(island)
+        wait_until(lambda: any("guest" in line.grains for line in ledger_of(run)))
+        island.send_signal(signal.SIGTERM)
+        assert island.wait(30) == 0, island.stdout.read()
+
+    result = while_running(world, run, act)
+    same_run(result, forty)
+    every_grain_once(run, 6)
+    story = events_of(run, "joined", "healed", "left")
+    assert story == [("joined", "guest"), ("healed", "guest"), ("left", "guest")]
+    assert not any(line.reassigned for line in ledger_of(run)), "a planned end costs nothing"
+
+
+def test_another_kind_may_not_join_a_bitwise_run(world, forty, tmp_path):
+    run, outputs = tmp_path / "run", []
+
+    def act():
+        outputs.append(dial_in(run, "unlike", chip="cpu-compat").communicate(timeout=60)[0])
+
+    result = while_running(world, run, act, steps=40)
+    same_run(result, forty)
+    assert "this run is bitwise" in outputs[0] and "Traceback" not in outputs[0]
+    assert events_of(run, "refused") == [("refused", "unlike")]
+
+
+def test_an_island_may_be_asked_to_leave(world, forty, tmp_path, capsys):
+    run, codes = tmp_path / "run", []
+
+    def act():
+        codes.append(main(["leave", str(run), "b"]))
+        codes.append(main(["leave", str(run), "nobody"]))
+        codes.append(main(["leave", str(run), "a"]))
+
+    result = while_running(world, run, act)
+    same_run(result, forty)
+    assert codes == [0, 1, 1]
+    printed = capsys.readouterr().out
+    assert "'b' has left" in printed and "no island 'nobody'" in printed and "last one" in printed
+    assert main(["leave", str(run), "a"]) == 2, "nobody trains it any more"

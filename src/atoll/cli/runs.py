@@ -255,8 +255,15 @@ def island(
         int | None,
         typer.Option(metavar="N", min=0, help="Which of the host's accelerators comes first."),
     ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0.0, help="What SIGTERM leaves to hand over."),
+    ] = 30.0,
 ) -> int:
     """Run one island: compute what a pilot hands out.
+
+    May be started before the run or while it goes on: it is then healed from a living island and
+    gets grains. SIGTERM lets it finish the open step and leave.
 
     \b
     Example:
@@ -267,7 +274,7 @@ def island(
     """
     from atoll.training.island import main
 
-    arguments = ["--pilot", pilot, "--token-file", str(token_file)]
+    arguments = ["--pilot", pilot, "--token-file", str(token_file), "--grace", str(grace)]
     optional = {
         "--name": name,
         "--chip": chip,
@@ -290,4 +297,28 @@ def _report(result: Any, *, json: bool) -> int:
     return 0 if result.ok else 1
 
 
-COMMANDS = (train, audit, doctor, island)
+def leave(
+    run: RunArgument,
+    name: Annotated[str, typer.Argument(metavar="ISLAND", help="The island that shall leave.")],
+    json: Json = False,
+) -> int:
+    """Let an island of a running training leave between two steps.
+
+    \b
+    Example:
+      atoll leave runs/tiny johor
+
+    No step is lost, and the bits of the run stay what they are.
+    """
+    from atoll.training.crewing import ask
+
+    text = ask(run, leave=name)
+    left = "has left" in text
+    if json:
+        print_json({"island": name, "left": left, "text": text})
+    else:
+        print(text)
+    return 0 if left else 1
+
+
+COMMANDS = (train, audit, doctor, island, leave)

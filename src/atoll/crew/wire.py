@@ -287,6 +287,7 @@ def dial(
     name: str | None = None,
     torch: str | None = None,
     facts: Mapping[str, Any] | None = None,
+    version: str | None = None,
     timeout: float = 30.0,
 ) -> tuple[Connection, Message]:
     """Dial a pilot and greet it; the connection and the welcome (its "name" is this island's).
@@ -310,6 +311,7 @@ def dial(
             pid=os.getpid(),
             host=socket.gethostname(),
             facts=dict(facts or {}),
+            version=version,
         )
         answer = connection.receive(max(0.0, deadline - time.monotonic()))
     except (RunError, TimeoutError) as error:

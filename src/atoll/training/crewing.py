@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import atoll
 from atoll import facts
 from atoll.backends import of_chip
 from atoll.crew import wire
@@ -19,6 +22,10 @@ from atoll.training.display import Display
 from atoll.training.exchange import serve_store
 from atoll.training.membership import Crewed
 
+ADDRESS_FILE = "pilot.json"
+"""In the run folder while a pilot is at work: where it listens."""
+ASK_SECONDS = 120.0
+"""How long the pilot may take to answer `ask`: until the open step is done."""
 LAST_SAVE_SECONDS = 60.0
 """How long islands that were told to finish may take to end by themselves."""
 
@@ -83,6 +90,7 @@ def assemble(
     `folder` takes the token file. Leaving the context ends every process started here.
     """
     token_file = folder.resolve() / "token"
+    address_file = folder.resolve() / ADDRESS_FILE
     address = listen or "127.0.0.1:0"
     planned = {member.name: member for member in members}
     local = {member.name for member in members if not member.dials_in}
@@ -98,11 +106,12 @@ def assemble(
             crew.kill(name)
 
     def refuse(hello: Mapping[str, Any]) -> str | None:
-        return _why_not(planned, hello)
+        return _why_not(planned, hello, begun=crewed.elastic)
 
     def waiting(missing: list[str]) -> None:
         display.say(f"waiting for island {', '.join(missing)}")
 
+    crewed = Crewed(explain=explain, fence=fence)
     try:
         token = wire.write_token_file(token_file)
         with (
@@ -121,7 +130,9 @@ def assemble(
                 if name in crew.pids() or name not in local:
                     return name not in local
                 arguments = _arguments(planned[name], listener.address, token_file)
-                crew.start(name, arguments, facts.chip(planned[name].chip).environment)
+                crew.start(
+                    name, [*arguments, "--grace", "0"], facts.chip(planned[name].chip).environment
+                )
                 return True
 
             for member in members:
@@ -132,8 +143,9 @@ def assemble(
                     command = shlex.join([*settings, "atoll", *arguments])
                     display.say(f"island {member.name!r} dials in; start it with:\n  {command}")
                 else:
-                    crew.start(member.name, arguments, environment)
-            crewed = Crewed(listener, explain=explain, fence=fence)
+                    crew.start(member.name, [*arguments, "--grace", "0"], environment)
+            crewed.listen_to(listener)
+            _write_address(address_file, listener.address)
             crewed.restart = start
             crewed.admit(list(planned), waiting=waiting)
             store = serve_store(wire.parse_address(address)[0])
@@ -141,6 +153,35 @@ def assemble(
             crew.wait(LAST_SAVE_SECONDS)  # whoever was told to finish may still be closing down
     finally:
         token_file.unlink(missing_ok=True)
+        address_file.unlink(missing_ok=True)
+
+
+def _write_address(path: Path, address: str) -> None:
+    """Where the pilot listens, for those who have a word with it (`ask`)."""
+    path.write_text(json.dumps({"address": address, "pid": os.getpid()}) + "\n", encoding="ascii")
+
+
+def ask(folder: Path, **wish: Any) -> str:
+    """Ask the pilot of a run that goes on for something; its answer. InputError if none does."""
+    try:
+        address = json.loads((folder / ADDRESS_FILE).read_text(encoding="ascii"))["address"]
+    except (OSError, ValueError, KeyError):
+        fix = "this works while `atoll train` runs on it, on the machine of the run folder"
+        raise InputError("nobody is training this run now", file=folder, fix=fix) from None
+    token = wire.read_token_file(folder / "token")
+    name = f"ask-{os.getpid()}"
+    connection, _ = wire.dial(
+        address,
+        token=token,
+        name=name,
+        facts={"ask": wish},
+        version=atoll.__version__,
+        timeout=10.0,
+    )
+    try:
+        return str(connection.receive(ASK_SECONDS)["text"])
+    finally:
+        connection.close()
 
 
 def require_dialable(address: str) -> None:
@@ -155,9 +196,21 @@ def require_dialable(address: str) -> None:
         )
 
 
-def _why_not(planned: Mapping[str, MemberSpec], hello: Mapping[str, Any]) -> str | None:
-    """The reason to refuse an island that greets, or None."""
-    name, chip = str(hello.get("name")), (hello.get("facts") or {}).get("chip")
+def _why_not(
+    planned: Mapping[str, MemberSpec], hello: Mapping[str, Any], *, begun: bool
+) -> str | None:
+    """The reason to refuse an island that greets, or None. Once the run has begun, islands of any
+    name may join; whoever only asks for something may always come.
+    """
+    told = hello.get("facts") or {}
+    if "ask" in told:
+        return None
+    name, chip = str(hello.get("name")), told.get("chip")
+    if hello.get("version") != atoll.__version__:
+        return f"it is Atoll {hello.get('version')}, the pilot is {atoll.__version__}"
+    if name not in planned and begun:
+        known = isinstance(chip, str) and chip in facts.chips()
+        return None if known else f"nobody knows the chip {chip!r}"
     if name not in planned:
         return f"the fleet has no island {name!r}; it has {', '.join(planned)}"
     if chip != planned[name].chip:

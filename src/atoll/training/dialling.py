@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+import atoll
 from atoll.crew import wire
 from atoll.errors import AtollError, ExchangeError, RunError
 
@@ -47,6 +49,7 @@ def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
         name=options.name,
         torch=torch.__version__,
         facts={"chip": options.chip, "lanes": options.lanes, "threads": options.threads},
+        version=atoll.__version__,
     )
     try:
         island = island_type(
@@ -60,6 +63,8 @@ def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
         inbox = _watch(connection, island.notice)
         island.post = inbox.put
         _beat(connection)
+        if options.grace > 0:
+            _leave_on_request(connection, options.grace)
         while island.handle(inbox.get()):
             pass
     except Exception as error:
@@ -89,6 +94,23 @@ def _beat(connection: wire.Connection) -> None:
                 time.sleep(wire.ALIVE_SECONDS)
 
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+
+
+def _leave_on_request(connection: wire.Connection, grace: float) -> None:
+    """SIGTERM asks the pilot to let this island go; after `grace` seconds it goes in any case."""
+
+    def ask(_number: int, _frame: object) -> None:
+        def wait() -> None:
+            with contextlib.suppress(AtollError):
+                connection.send("leaving")
+            time.sleep(grace)
+            log(f"nobody let this island go within {grace:g} s; it ends")
+            os._exit(143)
+
+        threading.Thread(target=wait, name="leaving", daemon=True).start()
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ask)
 
 
 def _watch(
@@ -150,5 +172,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a lane")
     parser.add_argument(
         "--device-index", type=int, default=0, help="which of the host's accelerators"
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=30.0,
+        help="seconds that SIGTERM leaves to hand over; 0 ends at once",
     )
     return parser.parse_args(argv[1:] if argv[:1] == ["island"] else list(argv))

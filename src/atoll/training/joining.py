@@ -8,6 +8,7 @@ others stop for the copy and for the new group, never for the transfer.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Joining:
         crew = self._pilot.crew
         for arrival in crew.take_arrivals():
             self._receive(arrival)
+        self._answer_wishes()
         for name, message in crew.take("ready", "healed", "heal_failed", "leaving"):
             if message.kind == "ready" and name in self._candidates:
                 self._judge(name, message)
@@ -70,6 +72,21 @@ class Joining:
         if not any(member.healing for member in crew.members.values()):
             for name in [n for n, one in self._candidates.items() if one.ready][:1]:
                 self._admit(name)
+
+    def _answer_wishes(self) -> None:
+        """Do what somebody asked for beside the islands (`crewing.ask`), and say how it went."""
+        crew = self._pilot.crew
+        while crew.wishes:
+            wish = crew.wishes.pop(0)
+            name = str(wish.hello["facts"]["ask"].get("leave"))
+            if self.let_go(name):
+                text = f"island {name!r} has left after step {self._pilot.step}"
+            elif name in crew.members:
+                text = f"island {name!r} is the last one: stop the run instead"
+            else:
+                text = f"there is no island {name!r}; there are {', '.join(crew.members)}"
+            with contextlib.suppress(wire.ConnectionClosed):
+                wish.connection.send("answer", text=text)
 
     def let_go(self, name: str) -> bool:
         """Let a member leave between two steps; False if it is none, or the last one."""

@@ -75,7 +75,7 @@ class Crewed:
 
     def __init__(
         self,
-        listener: wire.Listener,
+        *,
         explain: Callable[[str], str],
         fence: Callable[[str], None] = lambda _name: None,
     ) -> None:
@@ -89,13 +89,18 @@ class Crewed:
         self.losses: list[Loss] = []
         self.arrivals: list[wire.Arrival] = []
         self._names: set[str] = set()  # of the islands that belong here
-        self._events = listener.events
+        self._events: queue.Queue[wire.Event] = queue.Queue()
+        self.wishes: list[wire.Arrival] = []
         self._explain = explain
         self._fence = fence
         self.restart: Callable[[str], bool] = lambda _name: True
         """Starts an island of this machine again; False while its old process has not ended."""
         self._late: list[tuple[str, wire.Message]] = []
         self.finished: set[str] = set()
+
+    def listen_to(self, listener: wire.Listener) -> None:
+        """Hear what islands say at this door."""
+        self._events = listener.events
 
     def admit(self, names: Sequence[str], *, waiting: Callable[[list[str]], None]) -> None:
         """Wait until every island of `names` has dialled in; members keep the order of `names`."""
@@ -183,6 +188,9 @@ class Crewed:
                 name, what = self._events.get(timeout=wait)
             except queue.Empty:
                 return None
+            if isinstance(what, wire.Arrival) and "ask" in what.hello["facts"]:
+                self.wishes.append(what)
+                continue
             if isinstance(what, wire.Arrival) and self.elastic and name not in self._names:
                 self.arrivals.append(what)
                 self._names.add(name)
