@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atoll.planning.options import Option, capacity, fastest
+from atoll.planning.options import Option, capacity, fastest, room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Grains and option of each island that computes, and when the last one is done."""
+    """Grains and option of each island that computes, and when the last one is done.
+
+    `seconds` inf: the islands together do not hold all grains.
+    """
 
     grains: Mapping[str, int]
     options: Mapping[str, Option]
@@ -23,7 +27,11 @@ def split(options: Mapping[str, Sequence[Option]], grains: int) -> Split:
     The time of an island is a staircase in its grains, so the best end is one of its steps: a
     bisection over time finds the earliest one until which all islands together manage all grains.
     """
-    low, high = 0.0, min(fastest(o, grains).seconds(grains) for o in options.values())
+    rooms = {name: int(min(grains, room(o))) for name, o in options.items()}
+    if sum(rooms.values()) < grains:
+        return Split(grains=rooms, options={}, seconds=math.inf)
+    low = 0.0
+    high = max(fastest(options[name], n).seconds(n) for name, n in rooms.items())
     while high - low > 1e-10 * high:
         middle = (low + high) / 2.0
         if sum(capacity(o, middle) for o in options.values()) >= grains:
@@ -51,6 +59,9 @@ def fixed_split(
     for name in rest[: grains - sum(counts.values())]:
         counts[name] += 1
     chosen = {name: fastest(options[name], n) for name, n in counts.items() if n}
+    rooms = {name: int(min(n, room(options[name]))) for name, n in counts.items()}
+    if rooms != counts:
+        return Split(grains=rooms, options={}, seconds=math.inf)
     return Split(
         grains={name: n for name, n in counts.items() if n},
         options=chosen,

@@ -1,13 +1,14 @@
 """Options: the layouts of one island that fit its memory, each with its time for a share of grains.
 
-Memory comes first: a layout takes the least recompute that fits. What no share could ever make the
-best is left out at once, so that the search between islands sees a handful.
+Memory comes first: a layout takes the least recompute that fits; where that holds for a smaller
+share only, it is kept up to that share, and more recompute beyond it. What no share could ever make
+the best is left out at once, so that the search between islands sees a handful.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +33,11 @@ Corrector = Callable[[Work, Machine, Sequence[tuple[Layout, int]]], Sequence[flo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """A layout on an island; a step in which a lane computes n grains takes fixed + n * each."""
+    """A layout on an island; a step in which a lane computes n grains takes fixed + n * each.
+
+    It holds at most `most` grains of a step. `tail` seconds go by after the last grain before the
+    next step can begin: what an exchange with other islands adds.
+    """
 
     layout: Layout
     fixed: float
@@ -40,16 +45,21 @@ class Option:
     memory: MemoryUse
     cost: Cost
     factor: float
+    most: float = math.inf
+    tail: float = 0.0
 
     def seconds(self, grains: int) -> float:
-        """Seconds of a step in which the island computes `grains` grains."""
-        return self.fixed + -(-grains // self.layout.dp) * self.each if grains else 0.0
+        """Seconds of a step in which the island computes `grains` grains; inf if it cannot."""
+        if not grains:
+            return 0.0
+        if grains > self.most:
+            return math.inf
+        return self.fixed + -(-grains // self.layout.dp) * self.each + self.tail
 
     def within(self, seconds: float) -> int:
         """How many grains the island computes in `seconds`."""
-        if seconds < self.fixed + self.each:
-            return 0
-        return self.layout.dp * int((seconds - self.fixed) / self.each + 1e-9)
+        turns = int((seconds - self.fixed - self.tail) / self.each + 1e-9)
+        return int(min(self.layout.dp * max(0, turns), self.most))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,49 +91,68 @@ def island_options(
     correct: Corrector | None = None,
     only: Mapping[str, Any] | None = None,
 ) -> tuple[list[Option], Tightest | None]:
-    """The options worth keeping, fastest first for about `share` grains; else what came nearest.
+    """The options worth keeping, fastest first for about `share` grains.
 
-    `grain` is sequences a grain, `grains` all grains of a step.
+    And what came nearest where no layout holds all grains. `grain` is sequences a grain, `grains`
+    all grains of a step.
     """
     only = only or {}
     found: list[Option] = []
     tightest: Tightest | None = None
+    usable = machine.memory * USABLE
     for layout in layouts(work, machine, devices, grain=grain, grains=grains, only=only):
-        tried, use = _fitting(work, layout, machine, grain, grains, coefficients, only)
-        if use.total > machine.memory * USABLE:
-            if tightest is None or use.total < tightest.need:
-                have = machine.memory * USABLE
-                tightest = Tightest(layout=tried, need=use.total, have=have)
-            continue
-        found.append(option_of(work, tried, machine, grain, share, coefficients, use))
+        choices = (only["recompute"],) if "recompute" in only else RECOMPUTES
+        for tried, use, most in _fitting(work, layout, usable, grain, grains, coefficients, choices):
+            if most:
+                found.append(option_of(work, tried, machine, grain, share, coefficients, use, most))
+            elif tightest is None or use.total < tightest.need:
+                tightest = Tightest(layout=tried, need=use.total, have=usable)
     found.sort(key=lambda option: option.seconds(share))
     if correct is not None and found:
         found = _corrected(work, machine, found[:CORRECTED], share, correct)
-    return undominated(found), None if found else tightest
+    whole = any(option.most >= grains for option in found)
+    return undominated(found), None if whole else tightest
 
 
 def _fitting(
     work: Work,
     layout: Layout,
-    machine: Machine,
+    usable: float,
     grain: int,
     grains: int,
     c: Coefficient,
-    only: Mapping[str, Any],
-) -> tuple[Layout, MemoryUse]:
-    """The layout with the least recompute that fits, else with full recompute.
+    choices: Sequence[str],
+) -> Iterator[tuple[Layout, MemoryUse, float]]:
+    """The layout with each recompute that is of use: bytes, and the most grains that it holds.
 
-    It must fit with all `grains`: the share is found later, and a pipeline holds more micro-batches
-    the more there are.
+    The least that holds all `grains` ends the list. A pipeline holds more micro-batches the more
+    there are, so that one with less recompute may hold some of them. Last 0 grains: nothing holds
+    all, and the bytes are what all would need.
     """
-    flight = max(1, -(-grains // layout.dp)) * grain // layout.microbatch
-    choices = (only["recompute"],) if "recompute" in only else RECOMPUTES
+    per_grain = grain // layout.microbatch
+    turns = max(1, -(-grains // layout.dp))
     for recompute in choices:
         tried = layout.model_copy(update={"recompute": recompute})
-        use = memory_use(work, tried, flight, c.memory)
-        if use.total <= machine.memory * USABLE:
-            break
-    return tried, use
+        use = memory_use(work, tried, turns * per_grain, c.memory)
+        if use.total <= usable:
+            yield tried, use, math.inf
+            return
+        if layout.pp > 1 and (few := _most_turns(work, tried, usable, per_grain, c)):
+            some = memory_use(work, tried, few * per_grain, c.memory)
+            yield tried, some, float(layout.dp * few)
+    yield tried, use, 0.0
+
+
+def _most_turns(work: Work, layout: Layout, usable: float, per_grain: int, c: Coefficient) -> int:
+    """The most grains of a lane whose micro-batches in flight fit; bytes are a line in these."""
+    one = memory_use(work, layout, 1, c.memory)
+    if one.total > usable:
+        return 0
+    more = int((usable - one.total) / (c.memory.gaps * one.activations))
+    turns = (1 + more) // per_grain
+    if turns and memory_use(work, layout, turns * per_grain, c.memory).total > usable:
+        turns -= 1  # rounding
+    return turns
 
 
 def option_of(
@@ -134,6 +163,7 @@ def option_of(
     share: int,
     c: Coefficient,
     use: MemoryUse,
+    most: float = math.inf,
 ) -> Option:
     """A layout with its seconds by the formulas alone."""
     per_grain = grain // layout.microbatch
@@ -146,6 +176,7 @@ def option_of(
         memory=use,
         cost=cost,
         factor=1.0,
+        most=most,
     )
 
 
@@ -169,7 +200,8 @@ def _corrected(
 def undominated(options: Sequence[Option]) -> list[Option]:
     """The options that are the fastest for at least one number of grains, in the given order.
 
-    One that starts sooner, has as many lanes and needs no longer a grain is better for all shares.
+    One that starts sooner, has as many lanes, needs no longer a grain and holds as many grains is
+    better for all shares. It stays so with a tail that grows by less than a grain gets shorter.
     """
     kept: list[Option] = []
     for option in options:
@@ -177,6 +209,7 @@ def undominated(options: Sequence[Option]) -> list[Option]:
             other.fixed <= option.fixed
             and other.each <= option.each
             and other.layout.dp >= option.layout.dp
+            and other.most >= option.most
             for other in kept
         ):
             kept.append(option)
@@ -186,6 +219,11 @@ def undominated(options: Sequence[Option]) -> list[Option]:
 def capacity(options: Sequence[Option], seconds: float) -> int:
     """The most grains that an island computes in `seconds` by any of its options."""
     return max((option.within(seconds) for option in options), default=0)
+
+
+def room(options: Sequence[Option]) -> float:
+    """The most grains of a step that an island holds by any of its options."""
+    return max((option.most for option in options), default=0.0)
 
 
 def fastest(options: Sequence[Option], grains: int) -> Option:

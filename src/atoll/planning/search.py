@@ -8,7 +8,8 @@ random number: the same inputs give the same plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -57,22 +58,16 @@ class Found:
 
 def search(problem: Problem) -> Found:
     """The best way. Raises `DoesNotFit` if no way fits the fleet's memory."""
-    options, misfits = all_options(problem)
+    options, tightest = all_options(problem)
     others: dict[str, Way] = {}
     ways: list[Way] = []
     if options and (not problem.shares or any(problem.shares.get(name) for name in options)):
         way = best_way(problem, options, problem.every)
-        ways.append(way)
-        other = "rounds" if problem.every == "step" else "step"
-        if len(options) > 1:
-            others[f"exchange every {other}"] = best_way(problem, options, other)
-            free = replace(problem, shares={})
-            alone = min(
-                (way_of(free, options, (name,), problem.every) for name in options),
-                key=lambda way: way.seconds,
-            )
-            others[f"{alone.names[0]} alone"] = alone
-            others["all islands"] = way_of(problem, options, tuple(options), problem.every)
+        if way.split.options:
+            ways.append(way)
+            others = _other_ways(problem, options)
+    # Islands that hold a part of the grains are no misfits where the others hold the rest.
+    misfits = {name: tight for name, tight in tightest.items() if not ways or name not in options}
     if misfits and len(problem.places) > 1 and not problem.only:
         cut = best_chain(problem)
         if cut is not None:
@@ -95,6 +90,24 @@ def search(problem: Problem) -> Found:
     return Found(best=best, others=others, options=options, misfits=misfits)
 
 
+def _other_ways(problem: Problem, options: Mapping[str, Sequence[Option]]) -> dict[str, Way]:
+    """What a reader would compare the best way with, by name; only ways that fit."""
+    if len(options) < 2:
+        return {}
+    other = "rounds" if problem.every == "step" else "step"
+    free = replace(problem, shares={})
+    alone = min(
+        (way_of(free, options, (name,), problem.every) for name in options),
+        key=lambda way: way.seconds,
+    )
+    found = {
+        f"exchange every {other}": best_way(problem, options, other),
+        f"{'-'.join(alone.names)} alone": alone,
+        "all islands": way_of(problem, options, tuple(options), problem.every),
+    }
+    return {name: way for name, way in found.items() if way.split.options}
+
+
 def same_way(a: Way, b: Way) -> bool:
     """Whether two ways use the same islands in the same manner."""
     if len(a.names) == len(b.names) == 1 and a.chain is b.chain:
@@ -114,7 +127,7 @@ class DoesNotFit(Exception):
 def all_options(
     problem: Problem,
 ) -> tuple[dict[str, Sequence[Option]], dict[str, Tightest]]:
-    """Options of each island that has any, and what came nearest on the others.
+    """Options of each island that has any, and what came nearest where none holds all grains.
 
     Islands of equal machines and sizes are searched once.
     """
@@ -137,7 +150,7 @@ def all_options(
         found, tightest = seen[key]
         if found:
             options[place.name] = found
-        elif tightest is not None:
+        if tightest is not None:
             misfits[place.name] = tightest
     return options, misfits
 
@@ -146,6 +159,12 @@ def _require(problem: Problem, place: Place) -> None:
     """InputError if what a person fixed cannot be on an island."""
     only = dict(problem.only)
     plain = Layout(**{**only, "dp": only.get("dp", 1)})
+    if plain.lane_devices > place.devices:
+        axes = [axis for axis in ("tp", "pp", "cp") if getattr(plain, axis) > 1]
+        written = ",".join(f"{axis}={getattr(plain, axis)}" for axis in axes)
+        message = f"on island {place.name}: {' x '.join(axes)} needs {plain.lane_devices} devices"
+        message += f", the island has {place.devices}"
+        raise InputError(message, key="--layout", value=written, fix="smaller degrees")
     if "dp" not in only:
         lanes = max(1, min(place.devices // plain.lane_devices, problem.grains))
         plain = plain.model_copy(update={"dp": lanes})
@@ -160,28 +179,61 @@ def way_of(
     problem: Problem, options: Mapping[str, Sequence[Option]], names: tuple[str, ...], every: str
 ) -> Way:
     """The best split between exactly these islands (a share may still come out as nothing)."""
-    chosen = {name: options[name] for name in names}
+    exchange = exchange_of(problem, names, every)
+    chosen = {
+        name: [with_tail(problem, option, exchange, every) for option in options[name]]
+        for name in names
+    }
     if problem.shares:
         parts = fixed_split(chosen, problem.grains, problem.shares)
     else:
         parts = split(chosen, problem.grains)
-    return with_exchange(problem, parts, every)
+    return _way(problem, parts, every)
 
 
-def with_exchange(problem: Problem, parts: Split, every: str) -> Way:
-    """A split with what the exchange between its islands adds."""
-    members = [place.member() for place in problem.places if place.name in parts.grains]
-    work = next(place.work for place in problem.places if place.name in parts.grains)
-    c = problem.coefficients.time
-    exchange = exchange_seconds(
-        members, problem.fleet, exchange_bytes(work.shape, every=every), efficiency=c.network
-    )
+def exchange_of(problem: Problem, names: Collection[str], every: str) -> Exchange:
+    """One exchange between these islands."""
+    members = [place.member() for place in problem.places if place.name in names]
+    num_bytes = exchange_bytes(problem.places[0].work.shape, every=every)
+    efficiency = problem.coefficients.time.network
+    return exchange_seconds(members, problem.fleet, num_bytes, efficiency=efficiency)
+
+
+def with_tail(problem: Problem, option: Option, exchange: Exchange, every: str) -> Option:
+    """An option with the seconds that an exchange takes after the island's last grain.
+
+    It begins while the last grain's backward pass runs; a part is never hidden.
+    """
+    c, seconds = problem.coefficients.time, exchange.seconds
+    if seconds == math.inf:
+        return option
     if every == "rounds":
-        seen = exchange.seconds / problem.round_steps
+        tail = seconds / problem.round_steps
     else:
-        behind = c.state_behind * min(option.each for option in parts.options.values())
-        seen = max(exchange.seconds - behind, c.state_exposed * exchange.seconds)
-    return Way(split=parts, exchange=exchange, every=every, seen=seen, seconds=parts.seconds + seen)
+        tail = max(seconds - c.state_behind * option.each, c.state_exposed * seconds)
+    return replace(option, tail=tail)
+
+
+def _way(problem: Problem, parts: Split, every: str) -> Way:
+    """A split with the exchange of the islands that came out with a share."""
+    if not parts.options:
+        held = ", ".join(f"{name} {n}" for name, n in parts.grains.items())
+        bound = f"of {problem.grains} grains memory holds only: {held}"
+        nothing = Exchange(seconds=math.inf, bound=bound)
+        return Way(split=parts, exchange=nothing, every=every, seen=math.inf, seconds=math.inf)
+    exchange = exchange_of(problem, parts.grains, every)
+    plain = {name: replace(option, tail=0.0) for name, option in parts.options.items()}
+    tailed = {name: with_tail(problem, one, exchange, every) for name, one in plain.items()}
+
+    def last(of: Mapping[str, Option]) -> float:
+        return max(of[name].seconds(n) for name, n in parts.grains.items())
+
+    computing = last(plain)
+    whole = math.inf if exchange.seconds == math.inf else last(tailed)
+    return Way(
+        split=replace(parts, options=plain, seconds=computing), exchange=exchange, every=every,
+        seen=whole - computing, seconds=whole,
+    )  # fmt: skip
 
 
 def best_way(problem: Problem, options: Mapping[str, Sequence[Option]], every: str) -> Way:

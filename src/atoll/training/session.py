@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
 import threading
 import time
 from collections import Counter
@@ -11,20 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import atoll
 from atoll.data.sampler import Sampler
-from atoll.data.shards import Shards, matched_model, prepare
-from atoll.data.storage import damage_of, open_shards
+from atoll.data.shards import Shards, matched_model
 from atoll.errors import AtollError, CheckpointError, InputError, Interrupted
 from atoll.model import Model
-from atoll.recipe import Recipe
 from atoll.run import Events, Ledger, LedgerLine, RunFolder
 from atoll.training import checkpoint, exponents, shares
 from atoll.training.crewing import MemberSpec, Starting, assemble, members_of, require_dialable
 from atoll.training.display import Display, IslandView, Snapshot
 from atoll.training.interruption import interruptible
 from atoll.training.joining import Joining
+from atoll.training.keeping import Keeping
 from atoll.training.metrics import Metrics
+from atoll.training.opening import open_or_create, sampler_of, text_of
 from atoll.training.pilot import Pilot
 from atoll.training.result import TrainResult
 from atoll.training.step import finite
@@ -66,7 +63,7 @@ def train(
         raise InputError("a run is resumed in its own folder", file=run, fix="leave --run out")
     if found.folder is None and run is not None and RunFolder.is_run(run):
         RunFolder.open(run).check_recipe(found.recipe)  # before any text is read
-    data = _text_of(found, cache or DEFAULT_CACHE, display)
+    data = text_of(found, cache or DEFAULT_CACHE, display)
     if found.plan.recipe_digest not in (None, found.recipe.digest(data.digest)):
         raise InputError(
             "this plan was made for another text or recipe: its recipe_digest differs",
@@ -75,7 +72,7 @@ def train(
         )
     matched_model(found.recipe.model, data)
     sampler = sampler_of(found.recipe, data)  # raises before a folder is made
-    folder = found.folder or _open_or_create(found, data, run)
+    folder = found.folder or open_or_create(found, data, run)
     folder.check_recipe(found.recipe)
     if folder.record.shards.digest != data.digest:
         raise InputError(
@@ -91,63 +88,9 @@ def train(
         return session.run(listen=listen, starting=starting or Starting())
 
 
-def _text_of(found: Target, cache: Path, display: Display) -> Shards:
-    """The token shards: a run that has begun keeps its own while they are sound."""
-    if found.folder is not None:
-        recorded = found.folder.record.shards
-        if damage_of(Path(recorded.folder), display.phase) is None:
-            shards = open_shards(Path(recorded.folder))
-            if shards.digest == recorded.digest:
-                return shards
-    return prepare(
-        found.recipe.data, cache=cache.resolve(), base=found.base, progress=display.phase
-    )
-
-
-def sampler_of(recipe: Recipe, data: Shards) -> Sampler:
-    """The recipe's order over these shards; InputError if the text is shorter than a sequence."""
-    return Sampler(
-        data,
-        seed=recipe.seed,
-        context=recipe.model.context,
-        sequences=recipe.batch.sequences,
-        grain=recipe.batch.grain,
-    )
-
-
-def _open_or_create(found: Target, data: Shards, run: Path | None) -> RunFolder:
-    digest = found.recipe.digest(data.digest)
-    path = run or Path("runs") / f"{found.recipe.name}-{digest[:8]}"
-    if RunFolder.is_run(path):
-        return RunFolder.open(path)
-    folder = RunFolder.create(
-        path,
-        recipe=found.recipe,
-        shards_folder=data.folder,
-        shards_digest=data.digest,
-        versions=_versions(),
-        contract="unknown",
-        fleet=found.fleet,
-        base=found.base,
-    )
-    # The run can be exported and sampled wherever it is carried, without the shards.
-    shutil.copyfile(data.tokenizer_path, folder.tokenizer_path)
-    return folder
-
-
 def _weight(share: float | None) -> float:
     """The weight of an island's share; one that joined without a share counts as 1."""
     return 1.0 if share is None else share
-
-
-def _versions() -> dict[str, str]:
-    import torch
-
-    return {
-        "atoll": atoll.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
 
 
 class _Session:
@@ -174,11 +117,8 @@ class _Session:
         self.loss: float | None = None
         self.val_loss: float | None = None
         self.interrupted = threading.Event()
-        self._saved_steps: set[int] = set()
-        self._writing: dict[int, str] = {}  # steps that are being saved, and by whom
         self._to_restart: list[str] = []
         self._strikes: Counter[str] = Counter()
-        self._not_kept = ""  # why the last checkpoint that failed did
         self._seconds_here = 0.0
         self._tokens_here = 0
 
@@ -199,6 +139,15 @@ class _Session:
             interruptible(self.interrupted),
         ):
             self.pilot = Pilot(recipe=self.recipe, model=self.model, crew=crew)
+            self.keeping = Keeping(
+                self.pilot,
+                folder=self.folder,
+                members=self.members,
+                events=self.events,
+                told=lambda: {"loss": self.loss, "val_loss": self.val_loss},
+                note_losses=self._note_losses,
+                say=self.display.say,
+            )
             self._announce_bits()
             try:
                 self._begin(store_port)
@@ -297,7 +246,7 @@ class _Session:
         self._roll_back(saved.step)
         self.pilot.restore(saved.step, saved.state)
         self.loss, self.val_loss = saved.state.get("loss"), saved.state.get("val_loss")
-        self._saved_steps.add(saved.step)
+        self.keeping.saved_steps.add(saved.step)
         self.display.say(f"resumed after step {saved.step}")
 
     def _roll_back(self, step: int) -> None:
@@ -326,15 +275,15 @@ class _Session:
             if pilot.step % cadence.validate_every == 0:
                 self._validate()
             if pilot.step % cadence.checkpoint_every == 0:
-                self._save()
-            self._collect_checkpoints()
+                self.keeping.save()
+            self.keeping.collect()
             self._seconds_here = time.perf_counter() - started
             self._show(line)
 
     def _between_steps(self) -> None:
         """Who is gone, who leaves, who joins."""
         self._note_losses()
-        self._save_again()
+        self.keeping.save_again()
         self._restart()
         self.joining.between_steps()
         self._note_losses()
@@ -409,52 +358,6 @@ class _Session:
             self.pilot.step, val_loss=self.val_loss, bits_per_byte=self._bits_per_byte()
         )
 
-    def _save(self) -> None:
-        """Ask one island to write a checkpoint; steps go on meanwhile.
-
-        Only weights that all islands hold are kept: had the writer alone other ones, the run would
-        end at the next step, and go on from them later.
-        """
-        if self.pilot.step in self._saved_steps:
-            return
-        self.pilot.settle()
-        writer = self._writer()
-        state = {**self.pilot.state(), "loss": self.loss, "val_loss": self.val_loss}
-        self.pilot.crew.tell("checkpoint", {writer: {"step": self.pilot.step, "state": state}})
-        self._saved_steps.add(self.pilot.step)
-        self._writing[self.pilot.step] = writer
-
-    def _writer(self) -> str:
-        """The island that writes checkpoints: one that runs here, if any does, where the folder
-        is."""
-        here = {member.name for member in self.members if not member.dials_in}
-        whole = [m.name for m in self.pilot.crew.members.values() if not m.healing]
-        return min(whole, key=lambda name: name not in here)
-
-    def _save_again(self) -> None:
-        """A checkpoint whose writer was lost is not kept: the next step is saved in its stead."""
-        lost = [step for step, name in self._writing.items() if name not in self.pilot.crew.members]
-        for step in lost:
-            del self._writing[step]
-            self._saved_steps.discard(step)
-        if lost and self.pilot.step:
-            self._save()
-
-    def _collect_checkpoints(self) -> None:
-        for name, message in self.pilot.crew.take("checkpointed", "checkpoint_failed"):
-            self.events.append(message.kind, island=name, **message.fields)
-            self._writing.pop(message.get("step", -1), None)
-            if message.kind == "checkpoint_failed":
-                self._not_kept = str(message["reason"])
-                self.display.say(self._not_kept)
-                continue
-            cadence = self.recipe.run
-            checkpoint.prune(
-                self.folder.checkpoints_path,
-                keep_last=cadence.keep_last,
-                keep_best=cadence.keep_best,
-            )
-
     def _show(self, line: LedgerLine) -> None:
         members = self.pilot.crew.members
         speed = line.tokens / line.seconds
@@ -510,9 +413,9 @@ class _Session:
             and pilot.step % self.recipe.run.validate_every
         ):
             self._validate()
-        self._part()
+        self.keeping.part()
         if pilot.step and pilot.step not in checkpoint.list_steps(self.folder.checkpoints_path):
-            raise CheckpointError(f"the end of the run was not kept: {self._not_kept}")
+            raise CheckpointError(f"the end of the run was not kept: {self.keeping.not_kept}")
         state: Literal["finished", "interrupted", "stopped"] = "stopped"
         if at_end:
             state = "finished"
@@ -535,23 +438,6 @@ class _Session:
                 for m in pilot.crew.members.values()
             },
         )
-
-    def _part(self) -> None:
-        """Keep the end of the run, by another island if its writer is lost; then all may go."""
-        pilot = self.pilot
-        while pilot.step and pilot.step not in checkpoint.list_steps(self.folder.checkpoints_path):
-            self._saved_steps.discard(pilot.step)
-            self._save()
-            writer = self._writing[pilot.step]
-            pilot.crew.tell("finish", {writer: {}})
-            if writer in pilot.crew.gather("finished", [writer]):
-                break
-            self._note_losses()
-        told = [name for name in pilot.crew.members if name not in pilot.crew.finished]
-        pilot.crew.tell("finish", {name: {} for name in told})
-        pilot.crew.gather("finished", told)
-        self._note_losses()
-        self._collect_checkpoints()
 
     def _fail(self, error: AtollError) -> None:
         step = self.pilot.step
