@@ -149,7 +149,11 @@ def fitted_memory(runs: list[Known]) -> MemoryCoefficients:
         for name in asdict(best):
             value = getattr(best, name)
             tries = [replace(best, **{name: value * factor}) for factor in STEPS]
-            tries = [c for c in tries if 1.0 <= c.gaps <= 1.3 and 2e8 <= c.reserve <= 4e9 and c.buffers <= 4]
+            tries = [
+                c
+                for c in tries
+                if 1.0 <= c.gaps <= 1.3 and 2e8 <= c.reserve <= 4e9 and c.buffers <= 4
+            ]
             best = min([best, *tries], key=loss)
     found, over = np.abs(np.expm1(error(best))), above(best) > 0
     print(

@@ -360,23 +360,33 @@ class Fleet(Noun):
         the one with the least latency; it may lead through other sites. No way carries more than
         the uplink of a site that it touches. InputError if no links join the two.
         """
+        return next(iter(self.paths(a, b)), None)
+
+    def paths(self, a: str, b: str) -> list[tuple[float, float]]:
+        """All ways worth taking as `path` gives them, widest first: each narrower one is quicker.
+
+        Empty inside a site. InputError if no links join the two.
+        """
         sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
         for name in (a, b):
             _known(name, sites, key="link.between", what="sites")
         if a == b:
-            return None
+            return []
         uplinks = {one.name: units.parse_bandwidth(one.uplink) for one in self.site if one.uplink}
         edges = []
         for link in self.link:
             ends = [uplinks[end] for end in link.between if end in uplinks]
             edges.append((min([link.bytes_per_second, *ends]), link))
+        found: list[tuple[float, float]] = []
         for width in sorted({capacity for capacity, _ in edges}, reverse=True):
             wide = [link for capacity, link in edges if capacity >= width > 0]
             latency = _least_latency(wide, *sorted((a, b)))  # the same both ways
-            if latency is not None:
-                return width, latency
-        fix = f'add a [[link]] with between = ["{a}", "{b}"], or links that lead there'
-        raise InputError(f"no link leads from {a} to {b}", key="link", fix=fix)
+            if latency is not None and (not found or latency < found[-1][1]):
+                found.append((width, latency))
+        if not found:
+            fix = f'add a [[link]] with between = ["{a}", "{b}"], or links that lead there'
+            raise InputError(f"no link leads from {a} to {b}", key="link", fix=fix)
+        return found
 
 
 def _with_chip_files(data: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -160,6 +160,8 @@ class RunSpec(Noun):
     """Cadences, in steps; outside the digest, because they change no bit of the weights.
 
     `keep_last` and `keep_best` count checkpoints; `validation_sequences` 0 means all.
+    `double_check` is the part of all grains that two islands of one kind compute, so that silent
+    corruption shows: one grain of a step, in as many steps as that takes; 0 for none.
     """
 
     checkpoint_every: Count = 100
@@ -167,6 +169,7 @@ class RunSpec(Noun):
     keep_best: int = Field(default=1, ge=0)
     validate_every: Count = 50
     validation_sequences: int = Field(default=64, ge=0)
+    double_check: float = Field(default=0.002, ge=0, le=1)
 
 
 class Recipe(Noun):

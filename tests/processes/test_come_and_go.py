@@ -188,3 +188,25 @@ def test_an_island_may_be_asked_to_leave(world, forty, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "'b' has left" in printed and "no island 'nobody'" in printed and "last one" in printed
     assert main(["leave", str(run), "a"]) == 2, "nobody trains it any more"
+
+
+# Silent corruption
+
+
+@pytest.mark.parametrize("fleet", ["two", "three"])
+def test_a_grain_computed_twice_finds_who_computes_wrong(world, reference, tmp_path, fleet):
+    """No sum is too large and no replica differs: only computing it again shows it."""
+    run = tmp_path / "run"
+    twice = ["run.double_check=1.0"]
+    result = world.train(fleet, run, entry="wrong_in_b", overrides=twice)
+    (event,) = [e for e in Events(run / "events.jsonl").read() if e["kind"] == "corrupt"]
+    assert event["island"] == "b" and event["step"] == 5 and "in step 5" in event["reason"]
+    same_run(result, reference)
+
+
+def test_without_the_second_look_it_goes_unseen(world, reference, tmp_path):
+    """The control of the test above: the fault does change the run."""
+    once = ["run.double_check=0.0"]
+    result = world.train("two", tmp_path / "run", entry="wrong_in_b", overrides=once)
+    assert lost(result.run) == []
+    assert result.fingerprint != reference.fingerprint

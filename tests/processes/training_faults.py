@@ -217,6 +217,27 @@ def slow_dies_once_in_b(argv):
     return start(argv, SlowDying if value_of(argv, "--name") == "b" else Slow)
 
 
+class WrongOnce(WatchedLane):
+    """Silent corruption: one grain's gradient is off in one element, only where it is added."""
+
+    def compute(self, grain, tokens, accumulator, *, digest=False, added=None):
+        self.adding = True
+        try:
+            return super().compute(grain, tokens, accumulator, digest=digest, added=added)
+        finally:
+            self.adding = False
+
+    def plant(self, index, gradient):
+        if self.step == 5 and index == 1 and getattr(self, "adding", False):
+            gradient = gradient.clone()
+            gradient.view(-1)[3] += 1.0
+        return gradient
+
+
+def wrong_in_b(argv):
+    return start(argv, with_lane(WrongOnce), only="b")
+
+
 class Fickle(Lane):
     """Its kernels depend on the time of day."""
 

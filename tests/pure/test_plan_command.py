@@ -354,11 +354,52 @@ def test_an_unknown_tool(capsys, tmp_path, recipe, fleet) -> None:
     assert "--emit" in message and 'nearest: "megatron"' in message
 
 
-@pytest.mark.xfail(strict=True, reason="cli/planning.py saves before it emits")
 def test_an_unknown_tool_saves_no_plan(capsys, tmp_path, recipe, fleet) -> None:
     to, save = tmp_path / "launch", tmp_path / "plan.json"
     flags = ["--emit", "megatorn", "--to", to, "--save", save]
     assert refused(capsys, tmp_path, recipe, fleet, *flags)[0] == 2
+
+
+def test_an_island_that_is_none(capsys, tmp_path, recipe, fleet) -> None:
+    to, save = tmp_path / "launch", tmp_path / "plan.json"
+    flags = ["--emit", "megatron", "--to", to, "--island", "aa", "--save", save]
+    code, message = refused(capsys, tmp_path, recipe, fleet, *flags)
+    assert code == 2 and "--island" in message and 'nearest: "a"' in message
+
+
+def test_what_a_tool_cannot_do_saves_nothing(capsys, tmp_path, recipe, fleet) -> None:
+    to = tmp_path / "launch"
+    to.mkdir()
+    (to / "mine.txt").write_text("mine")
+    flags = ["--emit", "megatron", "--to", to, "--save", tmp_path / "plan.json",
+             "--report", tmp_path / "plan.html"]  # fmt: skip
+    code, message = refused(capsys, tmp_path, recipe, fleet, *flags)
+    assert code == 2 and "holds other files" in message
+
+
+def test_what_atoll_does_not_do_is_no_layout_for_atoll(capsys, tmp_path, examples, fleet) -> None:
+    tiny = examples / "recipes" / "tiny.toml"
+    for keys, said in (("tp=2", "layout.tp"), ("zero=1", "layout.zero"),
+                       ("recompute=full", "layout.recompute")):  # fmt: skip
+        flags = ["--executor", "atoll", "--layout", keys]
+        code, message = refused(capsys, tmp_path, tiny, fleet, *flags)
+        assert code == 2 and f"feature {said}" in message
+    found = planned(capsys, tiny, fleet, "--executor", "atoll", "--layout", "tp=1,dp=2")
+    assert found["layout"]["a"]["dp"] == 2
+
+
+def test_a_layout_for_more_devices_names_what_was_written(capsys, tmp_path, recipe) -> None:
+    one = write(tmp_path / "f.toml", ISLAND.replace("nodes = 4", "nodes = 1"))
+    code, message = refused(capsys, tmp_path, recipe, one, "--layout", "tp=8,pp=4")
+    assert code == 2
+    assert '"tp=8,pp=4"' in message and "tp x pp needs 32 devices, the island has 8" in message
+
+
+def test_a_network_that_nobody_knows_names_file_island_and_key(capsys, tmp_path, recipe) -> None:
+    fleet = write(tmp_path / "f.toml", ISLAND.replace('"h20"', '"rtx-4090"'))
+    code, message = refused(capsys, tmp_path, recipe, fleet)
+    assert code == 2
+    assert "f.toml" in message and "island[0].network" in message and "on island a" in message
 
 
 def test_a_recipe_needs_a_fleet_and_what_needs_no_recipe(capsys, tmp_path, recipe, fleet) -> None:
@@ -386,10 +427,25 @@ def test_a_model_that_fits_nowhere(capsys, tmp_path, recipe) -> None:
     assert code == 1
     assert "the model fits on no island" in message
     assert "GiB too many on each h20" in message or "GiB too many on a h20" in message
-    assert "what would make it fit: about 2 nodes on a instead of 1" in message
+    assert "it fits from 2 nodes on a on (now 1)" in message
     # And so many are enough.
     two = write(tmp_path / "two.toml", small.replace("nodes = 1", "nodes = 2"))
     assert planned(capsys, recipe, two)["memory"]["a"]["used"] > 0
+
+
+@pytest.mark.parametrize("name", ["dense-400b", "moe-700b"])
+def test_so_many_nodes_as_are_said_are_enough_and_one_less_is_not(
+    capsys, tmp_path, examples, name
+) -> None:
+    recipe = examples / "recipes" / f"{name}.toml"
+    code, message = refused(capsys, tmp_path, recipe, write(tmp_path / "f.toml", ISLAND))
+    assert code == 1
+    nodes = int(message.split("it fits from ")[1].split()[0])
+    for count in (nodes, nodes - 1):
+        text = ISLAND.replace("nodes = 4", f"nodes = {count}")
+        code = main(["plan", str(recipe), str(write(tmp_path / "f.toml", text))])
+        capsys.readouterr()
+        assert code == (0 if count == nodes else 1)
 
 
 def test_a_layout_that_fits_nowhere(capsys, tmp_path, recipe, fleet) -> None:

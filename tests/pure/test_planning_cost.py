@@ -305,7 +305,7 @@ def test_bytes_are_those_of_the_paper(
     work = Work(shape=Shape.of(model), sequence=2048, software=Software(flash=False))
     plain = Layout(tp=8, pp=pp, vpp=vpp, microbatch=size)
     sparing = plain.model_copy(update={"sequence_parallel": True, "recompute": "selective"})
-    exact = MemoryCoefficients(gaps=1.0, reserve=0.0)
+    exact = MemoryCoefficients(gaps=1.0, reserve=0.0, buffers=0.0)
     use, less = (memory_use(work, one, 256, exact) for one in (plain, sparing))
     # The paper's states are those of the layers: the embedding, 18 bytes a parameter, comes on top.
     embedding = 18.0 * work.shape.embedding / 8
@@ -321,7 +321,8 @@ def test_state_is_eighteen_bytes_a_parameter_in_16_bits_and_sixteen_in_fp32() ->
     model = Model(layers=2, width=256, heads=4, ffn=512, context=64, vocab=512)
     shape = Shape.of(model)
     exact = MemoryCoefficients(gaps=1.0, reserve=0.0)
-    for precision, zero, each in (("bf16", 0, 18.0), ("fp32", 0, 16.0), ("bf16", 3, 16.0)):
+    for precision, zero, each in (("bf16", 0, 18.0), ("fp16", 0, 18.0), ("fp32", 0, 16.0),
+                                  ("bf16", 3, 16.0)):  # fmt: skip
         work = Work(shape=shape, sequence=64, precision=precision)
         use = memory_use(work, Layout(zero=zero), 1, exact)
         states = use.weights + use.gradients + use.optimizer
@@ -330,3 +331,17 @@ def test_state_is_eighteen_bytes_a_parameter_in_16_bits_and_sixteen_in_fp32() ->
     use = memory_use(work, Layout(zero=1, dp=4), 1, exact)
     assert use.optimizer == pytest.approx(12.0 * shape.parameters / 4)
     assert use.weights == pytest.approx(2.0 * shape.parameters)
+
+
+def test_no_more_micro_batches_are_held_than_there_are() -> None:
+    """Nor is a checkpoint in fp32 as small as one in 16 bits."""
+    model = Model(layers=8, width=256, heads=4, ffn=512, context=64, vocab=512)
+    layout = Layout(pp=4, recompute="full")
+    held = {}
+    for precision in ("bf16", "fp32"):
+        work = Work(shape=Shape.of(model), sequence=64, precision=precision)
+        c = MemoryCoefficients(**TABLES["memory"])
+        held[precision] = [memory_use(work, layout, m, c).activations for m in (1, 2, 4, 8)]
+    one, two, four, eight = held["bf16"]
+    assert (two, four, eight) == pytest.approx((2 * one, 4 * one, 4 * one))
+    assert held["fp32"] == pytest.approx([2 * size for size in held["bf16"]])

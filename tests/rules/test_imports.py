@@ -17,7 +17,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("facts", "model"),
     ("fleet", "recipe"),
     ("plan", "run"),
-    ("backends", "data", "crew", "planning"),
+    ("backends", "data", "crew", "planning", "history"),
     ("modeling",),
     ("training",),
     ("cli",),
@@ -25,13 +25,16 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 """From the top: each part may import from any row above its own; neighbours never."""
 
-PURE = ("errors", "units", "digest", "strict", "facts", "model", "fleet", "recipe", "plan", "run")
+PURE = (
+    *("errors", "units", "digest", "strict", "facts", "model", "fleet", "recipe", "plan", "run"),
+    "history",
+)
 """Parts that need neither torch nor numpy."""
 
 WITHOUT_TORCH = ("data", "crew", "planning", "cli")
 """Parts whose import needs no torch; what needs it imports it inside a function."""
 
-HEAVY = ("torch", "transformers", "pyarrow", "gguf", "scipy")
+HEAVY = ("torch", "transformers", "pyarrow", "gguf", "scipy", "ray")
 """Packages that only modules which cannot do without them import at their top."""
 
 SOURCE = Path(__file__).parents[2] / "src" / "atoll"

@@ -40,6 +40,11 @@ class Ascend(Backend):
         """hccl (the name is another vendor's too: go by the device type, not by this)."""
         return "hccl"
 
+    @property
+    def ray_resource(self) -> str:
+        """NPU: Ray's own name, counted by Ray itself."""
+        return "NPU"
+
     def available(self) -> bool:
         """True if torch_npu loads and sees a device."""
         return _load() is None and self.num_devices() > 0

@@ -83,6 +83,15 @@ class Backend:
         known: Mapping[str, str] = dist.Backend.default_device_backend_map
         return known.get(self.device_type, "gloo")
 
+    @property
+    def ray_resource(self) -> str:
+        """What a Ray cluster calls one device of this stack; empty for none.
+
+        Ray counts the devices of the vendors it knows by itself; nodes with others are started
+        with a custom resource of this name. Here the device type's name.
+        """
+        return self.device_type
+
     # -- devices ------------------------------------------------------------------------------
 
     def available(self) -> bool:

@@ -34,6 +34,11 @@ class Cambricon(Backend):
         """cncl."""
         return "cncl"
 
+    @property
+    def ray_resource(self) -> str:
+        """MLU: a custom resource, as Ray does not know these chips."""
+        return "MLU"
+
     def available(self) -> bool:
         """True if torch_mlu loads and sees a device."""
         return _load() is None and self.num_devices() > 0

@@ -57,6 +57,11 @@ class Cpu(Backend):
         """gloo: the one library of torch that adds tensors in host memory."""
         return "gloo"
 
+    @property
+    def ray_resource(self) -> str:
+        """None: CPUs are asked for by their number."""
+        return ""
+
     def available(self) -> bool:
         """Always: there is a CPU."""
         return True

@@ -34,6 +34,11 @@ class Null(Backend):
         """gloo, for the zeros that come to the host."""
         return "gloo"
 
+    @property
+    def ray_resource(self) -> str:
+        """None: nothing is computed."""
+        return ""
+
     def available(self) -> bool:
         """Always."""
         return True

@@ -37,6 +37,11 @@ class Nvidia(Backend):
 
         return "nccl" if dist.is_available() and dist.is_nccl_available() else "gloo"
 
+    @property
+    def ray_resource(self) -> str:
+        """GPU: Ray's own name, counted by Ray itself."""
+        return "GPU"
+
     def available(self) -> bool:
         """True with a CUDA build of torch (not ROCm) and at least one device."""
         import torch

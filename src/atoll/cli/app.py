@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from atoll.cli import chips, fleets, measuring, models, planning, runs, validating
+from atoll.cli import (
+    chips,
+    fleets,
+    ledgers,
+    measuring,
+    models,
+    planning,
+    runs,
+    validating,
+    watching,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -39,6 +49,6 @@ def atoll(
         print(context.get_help())
 
 
-for _module in (runs, models, fleets, measuring, chips, planning, validating):
+for _module in (runs, ledgers, watching, models, fleets, measuring, chips, planning, validating):
     for _command in _module.COMMANDS:
         app.command(_command.__name__.removesuffix("_"))(_command)

@@ -84,14 +84,22 @@ Emit = Annotated[
     str | None,
     typer.Option(
         metavar="TOOL",
-        help="Write launch files for another tool: torchtitan, torchtitan-npu, megatron, "
-        "mindspeed, flagscale or skypilot.",
+        help="Write launch files for another tool (docs/emit.md; a wrong name lists them all).",
         show_default=False,
     ),
 ]
 To = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="With --emit: the folder to write.", show_default=False),
+]
+OneIsland = Annotated[
+    str | None,
+    typer.Option(
+        "--island",
+        metavar="NAME",
+        help="With --emit: launch files of this island alone.",
+        show_default=False,
+    ),
 ]
 Facts = Annotated[
     Path | None,
@@ -128,6 +136,7 @@ def plan(
     report: Report = None,
     emit: Emit = None,
     to: To = None,
+    island: OneIsland = None,
     facts: Facts = None,
     calibrate: Calibrate = None,
     json: Json = False,
@@ -156,28 +165,13 @@ def plan(
     if recipe is None or fleet is None:
         fix = "atoll plan RECIPE FLEET, or atoll plan --what FLEET --days 60"
         raise InputError("a recipe and a fleet are needed", fix=fix)
-    if (emit is None) != (to is None):
-        raise InputError("--emit and --to go together", fix="--emit megatron --to launch")
     _require_writable(save, report)
-    from atoll.fleet import Fleet
-    from atoll.planning.explain import as_json, plan_of
-    from atoll.planning.planner import plan as find
-    from atoll.recipe import Recipe
-
-    answer = find(Recipe.load(recipe, set_ or []), Fleet.load(fleet), asked)
-    written = plan_of(answer)
-    if save is not None:
-        written.save(save)
-    if report is not None:
-        from atoll.planning.report import report_of
-
-        report.write_text(report_of(answer), encoding="utf-8")
-    files = []
-    if emit is not None and to is not None:
-        from atoll.planning.emit import emit as write_files
-
-        files = write_files(written, emit, to)
+    _require_launch(emit, to, island, fleet)
+    answer = _found(recipe, set_ or [], fleet, asked)
+    files = _written(answer, save=save, report=report, emit=emit, to=to, island=island)
     if json:
+        from atoll.planning.explain import as_json
+
         print_json(as_json(answer) | {"files": [str(path) for path in files]})
     else:
         _show(answer)
@@ -185,6 +179,68 @@ def plan(
         if path is not None:
             note(f"wrote {path}")
     return 0
+
+
+def _require_launch(emit: str | None, to: Path | None, island: str | None, fleet: Path) -> None:
+    """InputError for --emit, --to and --island that cannot be, before anything is computed."""
+    if (emit is None) != (to is None) or (island is not None and emit is None):
+        raise InputError("--emit and --to go together", fix="--emit TOOL --to launch")
+    if emit is None:
+        return
+    from atoll import strict
+    from atoll.fleet import Fleet
+    from atoll.planning.emit import TOOLS
+
+    if emit not in TOOLS:
+        fix = strict.nearest(emit, list(TOOLS), what="tools")
+        raise InputError("there is no such tool", key="--emit", value=emit, fix=fix)
+    names = [one.name for one in Fleet.load(fleet).island]
+    if island is not None and island not in names:
+        fix = strict.nearest(island, names, what="islands")
+        raise InputError("the fleet has no such island", key="--island", value=island, fix=fix)
+
+
+def _found(recipe: Path, changes: list[str], fleet: Path, asked: Asked) -> Answer:
+    """The answer for two files. InputError names the file that a fault of an island stands in."""
+    from atoll.fleet import Fleet
+    from atoll.planning.planner import plan as find
+    from atoll.recipe import Recipe
+
+    read, stock = Recipe.load(recipe, changes), Fleet.load(fleet)
+    try:
+        return find(read, stock, asked)
+    except InputError as fault:
+        if fault.file is None and (fault.key or "").startswith("island["):
+            fault.file = str(fleet)
+        raise
+
+
+def _written(
+    answer: Answer,
+    *,
+    save: Path | None,
+    report: Path | None,
+    emit: str | None,
+    to: Path | None,
+    island: str | None,
+) -> list[Path]:
+    """Writes what was asked for; the launch files. Whatever can be refused is refused first."""
+    from atoll.planning.explain import plan_of
+
+    plan, page, files = plan_of(answer), "", list[Path]()
+    if report is not None:
+        from atoll.planning.report import report_of
+
+        page = report_of(answer)
+    if emit is not None and to is not None:
+        from atoll.planning.emit import emit as write_files
+
+        files = write_files(plan, emit, to, island=island)  # refuses before it writes
+    if save is not None:
+        plan.save(save)
+    if report is not None:
+        report.write_text(page, encoding="utf-8")
+    return files
 
 
 def _asked(
@@ -204,16 +260,17 @@ def _asked(
     _one_of("--exchange", exchange, ("step", "rounds"))
     _one_of("--executor", executor, ("auto", "atoll"))
     factors = {}
+    measured = measured_in(facts) if facts is not None else {}
     if calibrate is not None:
         from atoll.planning.validate import factors_of
 
-        factors = factors_of(calibrate)
+        factors = factors_of(calibrate, measured=measured)
     return Asked(
         day=_day(from_),
         only=Layout.parse(layout) if layout is not None else {},
         every=exchange,
         executor=executor,
-        measured=measured_in(facts) if facts is not None else {},
+        measured=measured,
         factors=factors,
     )
 
@@ -289,17 +346,8 @@ def _what(fleet: Path, *, days: float, asked: Any, json: bool) -> int:
         print_json(as_json(found))
         return 0
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in (
-        "model",
-        "parameters",
-        "active",
-        "tokens",
-        "days",
-        "low",
-        "high",
-        "chips",
-        "binds",
-    ):
+    names = "model parameters active tokens days low high chips binds"
+    for name in names.split():
         table.add_column(name, justify="left" if name in ("model", "binds") else "right")
     for row in found.rows():
         table.add_row(*row)

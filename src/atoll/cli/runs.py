@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -67,6 +67,32 @@ Listen = Annotated[
         show_default=False,
     ),
 ]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        "--engine",
+        help="Who starts the islands that do not dial in: this machine, or a Ray cluster.",
+    ),
+]
+ClusterAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="The Ray cluster; the one that runs on this machine if not given.",
+        show_default=False,
+    ),
+]
+MetricsAt = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="Serve the state of the run to Prometheus at http://HOST:PORT/metrics; PORT alone "
+        "is of this machine only.",
+        show_default=False,
+    ),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -84,6 +110,9 @@ def train(
     until: Until = None,
     set_: Overrides = None,
     listen: Listen = None,
+    metrics: MetricsAt = None,
+    engine: EngineName = "local",
+    address: ClusterAddress = None,
     cache: Cache = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -100,10 +129,17 @@ def train(
     Ctrl-C saves and stops (exit code 130); a second Ctrl-C leaves at once. Run the command again
     with the run's folder to go on, on the same islands or on others.
     """
-    from atoll.training.display import open_display
+    from atoll.training.crewing import Starting
+    from atoll.training.display import Display, open_display
     from atoll.training.session import train as start
 
-    with closing(open_display(quiet=quiet)) as display:
+    starting = Starting(engine=engine, address=address)
+    shown: Display = open_display(quiet=quiet)
+    if metrics is not None:
+        from atoll.training.prometheus import PrometheusDisplay
+
+        shown = PrometheusDisplay(shown, metrics)
+    with closing(shown) as display:
         result = start(
             target,
             display=display,
@@ -113,6 +149,7 @@ def train(
             overrides=set_ or [],
             listen=listen,
             cache=cache,
+            starting=starting,
         )
     if json:
         print_json(result.json())

@@ -99,8 +99,10 @@ class LocalCrew:
     per island (appended to). `python_path` are folders put before the islands' import path.
     `on_exit(name, status)` is called at once when an island ends, from a thread of the crew.
 
-    When the pilot dies, however it dies, all islands die too.
+    When the pilot dies, however it dies, all islands die too. `host` is where they reach the pilot.
     """
+
+    host = "127.0.0.1"
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class LocalCrew:
 
     def log_path(self, name: str) -> Path:
         """The file that holds the output of the island `name`."""
-        return self._logs / (name.replace("%", "%25").replace("/", "%2F") + ".log")
+        return self._logs / log_name(name)
 
     def pids(self) -> dict[str, int]:
         """Process ids of the islands that run now."""
@@ -205,9 +207,9 @@ class LocalCrew:
         """
         with self._lock:
             island = self._islands[name]
-        text = _read_tail(island.log, start=island.log_start)
+        text = read_tail(island.log, start=island.log_start)
         if not text.strip():
-            text = _read_tail(island.preloader.log, start=0)
+            text = read_tail(island.preloader.log, start=0)
         return "\n".join(text.splitlines()[-num_lines:])
 
     def kill(self, name: str) -> None:
@@ -226,16 +228,17 @@ class LocalCrew:
             self._stopped = True
             preloaders = [*self._ended_preloaders, *self._preloaders.values()]
         if grace > 0:
-            for name in self._running():
+            for name in self.running():
                 self._signal(name, signal.SIGTERM)
             self.wait(grace)
-        for name in self._running():
+        for name in self.running():
             self._signal(name, signal.SIGKILL)
         self.wait(2.0)
         for preloader in preloaders:
             preloader.close(timeout=5.0)
 
-    def _running(self) -> list[str]:
+    def running(self) -> list[str]:
+        """Names of the islands that were started and have not ended, begun or not."""
         with self._lock:
             return [island.name for island in self._islands.values() if island.status is None]
 
@@ -292,7 +295,13 @@ def _child_environment(environment: Mapping[str, str], python_path: list[str]) -
     return complete
 
 
-def _read_tail(path: Path, *, start: int) -> str:
+def log_name(name: str) -> str:
+    """The name of the file for the output of the island `name`."""
+    return name.replace("%", "%25").replace("/", "%2F") + ".log"
+
+
+def read_tail(path: Path, *, start: int) -> str:
+    """The end of a file, from `start` on; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

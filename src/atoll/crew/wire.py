@@ -50,6 +50,7 @@ __all__ = [
     "format_address",
     "parse_address",
     "read_token_file",
+    "write_private",
     "write_token_file",
 ]
 
@@ -365,6 +366,12 @@ def format_address(host: str, port: int) -> str:
 def write_token_file(path: Path) -> str:
     """Write a new random token (32 bytes as hex) that only this user can read, and return it."""
     token = secrets.token_hex(32)
+    write_private(path, token)
+    return token
+
+
+def write_private(path: Path, token: str) -> None:
+    """Write a token to a new file that only this user can read."""
     try:
         # A new file, never an old one: somebody may hold that open, or it may be a link.
         path.unlink(missing_ok=True)
@@ -373,7 +380,6 @@ def write_token_file(path: Path) -> str:
             file.write(token + "\n")
     except OSError as error:
         raise InputError(f"cannot write the token file: {error}", file=path) from error
-    return token
 
 
 def read_token_file(path: Path) -> str:

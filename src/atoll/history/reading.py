@@ -73,7 +73,7 @@ class Reader:
         self.folder = RunFolder.open(path)
         self._ledger = Tail(self.folder.ledger_path, _line)
         self._dropped = Tail(self.folder.path / "ledger-dropped.jsonl", _line)
-        self._events = Tail(self.folder.events_path, _event)
+        self._events = Tail(self.folder.events_path, event_of)
         self._seen: tuple[Any, ...] = ()
 
     def refresh(self) -> bool:
@@ -148,7 +148,8 @@ def _line(raw: bytes) -> LedgerLine | None:
         return None
 
 
-def _event(raw: bytes) -> dict[str, Any] | None:
+def event_of(raw: bytes) -> dict[str, Any] | None:
+    """The event on a line of events.jsonl; None if it cannot be read."""
     try:
         event = json.loads(raw)
         return {**event, "kind": str(event["kind"]), "time": float(event["time"])}

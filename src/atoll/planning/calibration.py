@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from atoll.facts.measured import Measured
 from atoll.planning.correction import Array, Features, Likeness, Table, features_of
 from atoll.planning.cost import Coefficients, step_cost
 from atoll.planning.published import Case, Published, Unusable, case_of
 
 FRACTIONS = {
-    "matmul": 0.97, "eight_bit": 1.0, "experts": 1.0, "flash": 1.0, "plain": 1.0, "memory": 0.92,
+    "matmul": 0.97, "eight_bit": 1.0, "row_scales": 1.0, "experts": 1.0, "flash": 1.0, "plain": 1.0, "memory": 0.92,
     "link": 1.0, "network": 1.0, "tensor_hidden": 1.0, "state_exposed": 1.0,
     "gather_exposed": 1.0, "stage_exposed": 1.0, "context_exposed": 1.0,
 }  # fmt: skip
@@ -50,12 +51,17 @@ class Known:
         )  # fmt: skip
 
 
-def known_runs(rows: Sequence[Published]) -> tuple[list[Known], Counter[str]]:
-    """The rows that can be predicted and compared; why others cannot: reason -> how many."""
+def known_runs(
+    rows: Sequence[Published], measured: Mapping[str, Measured] | None = None
+) -> tuple[list[Known], Counter[str]]:
+    """The rows that can be predicted and compared; why others cannot: reason -> how many.
+
+    Chips among `measured` are taken as measured.
+    """
     found, skipped = [], Counter[str]()
     for row in rows:
         try:
-            case = case_of(row)
+            case = case_of(row, measured)
             seconds = row.step_seconds(case.sequences)
             if not seconds or seconds <= 0:
                 raise Unusable("no measured speed")

@@ -33,6 +33,8 @@ class Coefficients:
     """The same for few columns: the width of a tensor-parallel part."""
     eight_bit: float = 0.75
     """Fraction of the 8-bit peak that 8-bit matmuls reach beside what 16-bit ones do."""
+    row_scales: float = 0.7
+    """Speed of 8-bit matmuls whose operands are scaled row by row, beside those scaled whole."""
     experts: float = 0.8
     """Speed of grouped expert matmuls beside dense ones."""
     flash: float = 0.6
@@ -221,7 +223,7 @@ def _layers(
 ) -> tuple[_Layer, _Layer]:
     """A dense and a sparse layer, forward, on one device, for `tokens` tokens of its lane."""
     shape, software, tp = work.shape, work.software, layout.tp
-    speed = _speed(machine, work.precision, c)
+    speed = _speed(machine, work.precision, c) * (c.row_scales if work.row_scaled else 1.0)
     memory = machine.memory_bandwidth * c.memory
     unit = 128.0 * machine.speed(work.precision) / 312e12
     few_rows = c.rows * unit / tokens
@@ -258,29 +260,33 @@ def _layers(
     if not shape.sparse_layers:
         return dense, _Layer()
     routed = tokens * shape.top_k / tp
-    rows = max(1.0, routed * layout.ep / shape.experts)
-    sharded = 1 if layout.ep > 1 else tp
-    expert_lost = c.rows * unit / rows + c.columns * unit * sharded / shape.moe_ffn
-    flops = 2.0 * routed * shape.expert
-    weights = HALF * shape.expert * shape.experts / (layout.ep * sharded)
-    grouped = flops / (speed * c.experts) * (1.0 + expert_lost) + weights / memory
     hidden_width = shape.matrices * (shape.shared + shape.top_k * shape.moe_ffn) / tp
+    shared = product(shape.shared_ffn / tp, max(shape.shared, 128) / tp, few_rows)
+    wide = norms + c.activations * tokens * (inside + hidden_width)
     sparse = _Layer(
-        matmul=attention
-        + product(shape.shared_ffn / tp, max(shape.shared, 128) / tp, few_rows)
-        + grouped,
+        matmul=attention + shared + _grouped(work, layout, machine, routed, speed, c),
         attention=core,
-        elementwise=both
-        * (
-            norms
-            + c.activations * tokens * (inside + hidden_width)
-            + c.routing * routed * shape.width
-        ),
+        elementwise=both * (wide + c.routing * routed * shape.width),
         tensor=2.0 * all_reduce,
         context=context,
         experts=_expert_exchange(work, layout, machine, routed, c),
     )
     return dense, sparse
+
+
+def _grouped(
+    work: Work, layout: Layout, machine: Machine, routed: float, speed: float, c: Coefficients
+) -> float:
+    """Grouped matmuls of the experts of one layer, forward, for `routed` tokens of a device."""
+    shape = work.shape
+    unit = 128.0 * machine.speed(work.precision) / 312e12
+    rows = max(1.0, routed * layout.ep / shape.experts)
+    sharded = 1 if layout.ep > 1 else layout.tp
+    lost = c.rows * unit / rows + c.columns * unit * sharded / shape.moe_ffn
+    flops = 2.0 * routed * shape.expert
+    weights = HALF * shape.expert * shape.experts / (layout.ep * sharded)
+    moved = weights / (machine.memory_bandwidth * c.memory)
+    return flops / (speed * c.experts) * (1.0 + lost) + moved
 
 
 def _age(work: Work, c: Coefficients) -> float:

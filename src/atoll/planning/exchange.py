@@ -56,7 +56,8 @@ def exchange_seconds(
 
     A reduce-scatter and a gather over k members move 2 (k - 1) / k of the bytes through every
     member; s sites move 2 (s - 1) / s of them through every site's uplink and links. The slowest
-    wire decides; latency counts once for every step of the ring.
+    wire decides; latency counts once for every step of the ring. Between two sites traffic takes
+    the way by which the whole is over soonest.
     """
     if len(members) < 2:
         return NONE
@@ -71,19 +72,25 @@ def exchange_seconds(
     sites = list(dict.fromkeys(member.site for member in members))
     if len(sites) == 1:
         return Exchange(seconds=seconds, bound=bound)
-    across = 2.0 * (len(sites) - 1) / len(sites) * num_bytes
-    latency = 0.0
-    for index, site in enumerate(sites):
-        other = sites[(index + 1) % len(sites)]
+    across = 2.0 * (len(sites) - 1) / len(sites) * num_bytes / efficiency
+    pairs = [(site, sites[(index + 1) % len(sites)]) for index, site in enumerate(sites)]
+    ways = []
+    for site, other in pairs:
         try:
-            path = fleet.path(site, other)
+            ways.append([(across / width, delay) for width, delay in fleet.paths(site, other)])
         except InputError:
-            path = None
-        if path is None:
             return Exchange(seconds=math.inf, bound=f"no link leads from {site} to {other}")
-        bandwidth, delay = path
-        latency += delay
-        if across / (bandwidth * efficiency) > seconds:
-            seconds = across / (bandwidth * efficiency)
-            bound = f"the link {site} - {other}"
-    return Exchange(seconds=seconds + 2.0 * latency, bound=bound)
+    # Ways of a pair come widest first; narrower ones have less latency. The slowest one decides:
+    # the others may take any way that is no slower.
+    best = Exchange(seconds=math.inf, bound="")
+    for slowest in sorted({busy for way in ways for busy, _ in way}):
+        taken = [[one for one in way if one[0] <= slowest] for way in ways]
+        if not all(taken):
+            continue
+        busy, delays = zip(*(mine[-1] for mine in taken), strict=True)
+        total = max(seconds, *busy) + 2.0 * sum(delays)
+        if total < best.seconds:
+            late = pairs[busy.index(max(busy))]
+            link = f"the link {late[0]} - {late[1]}"
+            best = Exchange(seconds=total, bound=link if max(busy) > seconds else bound)
+    return best

@@ -102,7 +102,9 @@ def island_options(
     usable = machine.memory * USABLE
     for layout in layouts(work, machine, devices, grain=grain, grains=grains, only=only):
         choices = (only["recompute"],) if "recompute" in only else RECOMPUTES
-        for tried, use, most in _fitting(work, layout, usable, grain, grains, coefficients, choices):
+        for tried, use, most in _fitting(
+            work, layout, usable, grain, grains, coefficients, choices
+        ):
             if most:
                 found.append(option_of(work, tried, machine, grain, share, coefficients, use, most))
             elif tightest is None or use.total < tightest.need:

@@ -22,10 +22,10 @@ from atoll.fleet import Fleet, Island
 from atoll.plan import Estimate, Layout, LeftOut, Plan
 from atoll.planning import search as searching
 from atoll.planning.correction import correction, features_of, fitted
-from atoll.planning.cost import Coefficients, Cost
+from atoll.planning.cost import Coefficients, Cost, step_cost
 from atoll.planning.machine import Machine, machine_of
-from atoll.planning.memory import MemoryCoefficients
-from atoll.planning.options import USABLE, Coefficient, Option, spread_of
+from atoll.planning.memory import MemoryCoefficients, memory_use
+from atoll.planning.options import USABLE, Coefficient, Option, island_options, spread_of
 from atoll.planning.problem import Place, Problem
 from atoll.planning.search import DoesNotFit, Found, Way
 from atoll.planning.work import Shape, Software, Work
@@ -127,6 +127,7 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     begun = time.perf_counter()
     if asked.executor == "atoll":
         require_supported(recipe)
+        _require_here(recipe, asked.only)
     problem, skipped = problem_of(recipe, fleet, asked)
     try:
         found = searching.search(problem)
@@ -155,10 +156,13 @@ def problem_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> tuple[Problem, lis
     stock = fleet.stock(asked.day)
     shape = Shape.of(model_of(recipe))
     places, skipped, faults = [], [], []
+    names = [island.name for island in fleet.island]
     for island in stock.island:
         try:
             places.append(_place(recipe, shape, island, asked))
         except InputError as fault:
+            fault.key = f"island[{names.index(island.name)}].{fault.key}"
+            fault.message = f"on island {island.name}: {fault.message}"
             faults.append(fault)
             skipped.append(LeftOut(what=island.name, why=f"{fault.value}: {fault.message}"))
     if not places:
@@ -184,8 +188,17 @@ def atoll_layout(recipe: Recipe) -> dict[str, Any]:
     """The layouts that Atoll's own trainer runs today: one device a lane, nothing sharded."""
     return {
         "tp": 1, "pp": 1, "cp": 1, "ep": 1, "vpp": 1, "zero": 0, "recompute": "none",
-        "microbatch": recipe.batch.grain,
+        "microbatch": recipe.batch.grain, "sequence_parallel": False,
     }  # fmt: skip
+
+
+def _require_here(recipe: Recipe, only: Mapping[str, Any]) -> None:
+    """InputError for a fixed key of the layouts that Atoll's own trainer does not do."""
+    for key, value in atoll_layout(recipe).items():
+        if only.get(key, value) != value:
+            message = f"feature layout.{key}: Atoll's own trainer does not do it yet"
+            fix = f"write {key}={value}, or leave --executor out: another tool may do it"
+            raise InputError(message, key=f"--layout {key}", value=only[key], fix=fix)
 
 
 def model_of(recipe: Recipe) -> Any:
@@ -253,11 +266,37 @@ def no_plan(misfit: DoesNotFit) -> NoPlan:
             f"sparing layout, {tight.layout.describe()}"
         )
     name, tight = min(misfit.misfits.items(), key=lambda entry: entry[1].need / entry[1].have)
-    place = places[name]
-    nodes = math.ceil(place.island.nodes * tight.need / tight.have)
-    fix = f"what would make it fit: about {nodes} nodes on {name} instead of {place.island.nodes}"
-    fix += ", or chips with more memory, or a shorter context or smaller model"
+    nodes = _enough_nodes(misfit.problem, places[name])
+    fix = "what would make it fit: chips with more memory, or a shorter context or smaller model"
+    if nodes is not None:
+        fix += f"; or more nodes: it fits from {nodes} nodes on {name} on"
+        fix += f" (now {places[name].island.nodes})"
     return NoPlan("the model fits on no island\n  " + "\n  ".join([*lines, fix]))
+
+
+def _enough_nodes(problem: Problem, place: Place) -> int | None:
+    """The fewest nodes of an island on which the model fits; None up to 4096 times as many.
+
+    The number of layouts does not depend on the number of nodes, so that trying is cheap.
+    """
+
+    def fits(nodes: int) -> bool:
+        options, tightest = island_options(
+            place.work, place.machine, nodes * place.machine.node_devices,
+            grain=problem.grain, grains=problem.grains, share=problem.grains,
+            coefficients=problem.coefficients, only=problem.only,
+        )  # fmt: skip
+        return bool(options) and tightest is None
+
+    low, high = place.island.nodes, 2 * place.island.nodes
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > 4096 * place.island.nodes:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 def _answer(
@@ -325,15 +364,15 @@ def island_answers(problem: Problem, way: Way) -> tuple[IslandAnswer, ...]:
 
 
 def _island_answer(place: Place, option: Option, grains: int, problem: Problem) -> IslandAnswer:
-    """An island's part, its costs computed for its own share."""
-    from atoll.planning.cost import step_cost
-
+    """An island's part, its costs and bytes those of its own share."""
     per_grain = problem.grain // option.layout.microbatch
     turns = -(-grains // option.layout.dp) * per_grain
-    cost = step_cost(place.work, option.layout, place.machine, turns, problem.coefficients.time)
+    c = problem.coefficients
+    cost = step_cost(place.work, option.layout, place.machine, turns, c.time)
+    use = memory_use(place.work, option.layout, turns, c.memory)
     return IslandAnswer(
         island=place.island, machine=place.machine, work=place.work, layout=option.layout,
-        grains=grains, seconds=option.seconds(grains), memory=option.memory.parts(),
+        grains=grains, seconds=option.seconds(grains), memory=use.parts(),
         memory_size=place.machine.memory, cost=cost, factor=option.factor,
     )  # fmt: skip
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from atoll import facts, strict
 from atoll.errors import InputError
+from atoll.facts.measured import Measured
 from atoll.facts.stacks import stack_of
 from atoll.plan import Layout
 from atoll.planning.machine import Machine, machine_of
@@ -73,6 +74,7 @@ class Published:
     completeness: str
     group: str
     sweep: str
+    whole: bool = True
 
     def number(self, column: str) -> float | None:
         """A cell as a number, None where it is empty or text."""
@@ -111,7 +113,10 @@ def runs_folder() -> Path:
 
 
 def read_runs(path: Path | str) -> list[Published]:
-    """The rows of a table of runs. InputError for a missing column, naming all that are missing."""
+    """The rows of a table of runs. InputError for a missing column, naming all that are missing.
+
+    A row with another number of cells than the header is kept, and `case_of` refuses it.
+    """
     lines = strict.read_text(path).splitlines()
     reader = csv.DictReader(lines)
     columns = list(reader.fieldnames or [])
@@ -123,21 +128,19 @@ def read_runs(path: Path | str) -> list[Published]:
     if not any(name in columns for name in RESULTS):
         message = "holds no measured speed: one of these columns is needed"
         raise InputError(message, file=path, fix=", ".join(RESULTS))
-    rows = []
-    for index, cells in enumerate(reader):
-        if None in cells or None in cells.values():
-            message = f"line {index + 2} has another number of cells than the header"
-            raise InputError(message, file=path)
-        rows.append(_published(cells))
+    rows = [_published(cells) for cells in reader]
     if not rows:
         raise InputError("holds no rows", file=path)
     return rows
 
 
-def _published(cells: Mapping[str, str]) -> Published:
+def _published(raw: Mapping[str | None, Any]) -> Published:
+    """A row of the reader: cells that are too many stand under None, missing ones are None."""
+    cells = {name: text or "" for name, text in raw.items() if name is not None}
     source, chip, model = cells["source"], cells["chip"], cells["model"]
     return Published(
-        cells=dict(cells),
+        cells=cells,
+        whole=len(cells) == len(raw) and None not in raw.values(),
         row_id=cells["row_id"],
         source=source,
         chip=chip,
@@ -150,8 +153,13 @@ def _published(cells: Mapping[str, str]) -> Published:
     )
 
 
-def case_of(row: Published) -> Case:
-    """What the cost model needs of a row's configuration. `Unusable` says why it cannot."""
+def case_of(row: Published, measured: Mapping[str, Measured] | None = None) -> Case:
+    """What the cost model needs of a row's configuration. `Unusable` says why it cannot.
+
+    A chip among `measured` is taken as measured, not as published.
+    """
+    if not row.whole:
+        raise Unusable("another number of cells than the header")
     assumed: list[str] = []
     shape = _shape(row)
     chips = row.number("count")
@@ -161,7 +169,7 @@ def case_of(row: Published) -> Case:
     if not length:
         raise Unusable("no sequence length")
     tp, pp, cp = (row.count(name, 1) for name in ("TP", "PP", "CP"))
-    machine = _machine(row)
+    machine = _machine(row, measured or {})
     devices = int(chips)
     if tp * pp * cp > devices:
         raise Unusable("a layout larger than the machine")
@@ -183,7 +191,10 @@ def case_of(row: Published) -> Case:
         sequence_parallel=tp > 1 and not row.text("seq_parallel").lower().startswith("no"),
         recompute=_recompute(row) or "none",
     )
-    work = Work(shape=shape, sequence=int(length), precision=_precision(row), software=software)
+    work = Work(
+        shape=shape, sequence=int(length), precision=_precision(row), software=software,
+        row_scaled="rowwise" in row.text("precision").lower(),
+    )  # fmt: skip
     if _recompute(row) is None:
         assumed.append("recompute")
         layout = _least_recompute(work, layout, machine, microbatches)
@@ -198,7 +209,7 @@ def case_of(row: Published) -> Case:
     )
 
 
-def _machine(row: Published) -> Machine:
+def _machine(row: Published, measured: Mapping[str, Measured]) -> Machine:
     """The chips by their name in the facts, with the network in the source's own words."""
     try:
         chip = facts.resolve_chip(row.chip)
@@ -209,7 +220,9 @@ def _machine(row: Published) -> Machine:
     if wire is None and chip.network is None:
         wire = ASSUMED_NETWORK
     try:
-        return machine_of(chip, node_chips=node, network=wire, whole_chips=True)
+        return machine_of(
+            chip, node_chips=node, network=wire, whole_chips=True, measured=measured.get(chip.name)
+        )
     except InputError:
         raise Unusable("a chip without published speed or memory") from None
 

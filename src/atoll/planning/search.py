@@ -18,9 +18,9 @@ from atoll.fleet import Fleet
 from atoll.plan import Layout
 from atoll.planning.chain import Chain, best_chain
 from atoll.planning.exchange import NONE, Exchange, exchange_bytes, exchange_seconds
-from atoll.planning.layouts import require
+from atoll.planning.layouts import require, shape_problem
 from atoll.planning.makespan import Split, fixed_split, split
-from atoll.planning.options import Option, Tightest, fastest, island_options
+from atoll.planning.options import Option, Tightest, fastest, island_options, room
 from atoll.planning.problem import Place, Problem
 
 EXACT = 4
@@ -159,7 +159,7 @@ def _require(problem: Problem, place: Place) -> None:
     """InputError if what a person fixed cannot be on an island."""
     only = dict(problem.only)
     plain = Layout(**{**only, "dp": only.get("dp", 1)})
-    if plain.lane_devices > place.devices:
+    if plain.lane_devices > place.devices and shape_problem(place.work, plain) is None:
         axes = [axis for axis in ("tp", "pp", "cp") if getattr(plain, axis) > 1]
         written = ",".join(f"{axis}={getattr(plain, axis)}" for axis in axes)
         message = f"on island {place.name}: {' x '.join(axes)} needs {plain.lane_devices} devices"
@@ -251,10 +251,9 @@ def best_way(problem: Problem, options: Mapping[str, Sequence[Option]], every: s
             (way_of(problem, options, chosen, every) for chosen in sets),
             key=lambda way: (way.seconds, len(way.names)),
         )
-    speed = {
-        name: fastest(o, problem.grains).seconds(problem.grains) for name, o in options.items()
-    }
-    order = sorted(names, key=lambda name: speed[name])
+    held = {name: int(min(problem.grains, room(o))) for name, o in options.items()}
+    pace = {name: fastest(options[name], n).seconds(n) / n for name, n in held.items()}
+    order = sorted(names, key=lambda name: pace[name])
     sites = {place.name: place.island.site for place in problem.places}
     best: Way | None = None
     # The fastest island need not be at the best site: begin at each site once.
@@ -279,7 +278,7 @@ def _grown(
     chosen = [first[0]]
     for name in (*first[1:], *then):
         tried = way_of(problem, options, (*chosen, name), every)
-        if tried.seconds < way.seconds:
+        if tried.seconds < way.seconds or not way.split.options:  # nothing: memory is short
             way, chosen = tried, [*chosen, name]
     return way
 

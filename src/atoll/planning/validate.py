@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atoll.errors import InputError
+from atoll.facts.measured import Measured
 from atoll.planning.calibration import Calibration, Known, known_by, known_runs, log_formula
 from atoll.planning.correction import Array, correction, fitted, likeness_of
 from atoll.planning.cost import Coefficients
@@ -310,16 +311,19 @@ def log_seconds(runs: Sequence[Known], *, leave: Leave = "group") -> tuple[Array
     return found, held_out
 
 
-def usable(rows: Sequence[Published]) -> tuple[list[Known], Counter[str]]:
+def usable(
+    rows: Sequence[Published], measured: Mapping[str, Measured] | None = None
+) -> tuple[list[Known], Counter[str]]:
     """The rows that can be predicted and compared; why others cannot: reason -> how many.
 
-    Numbers that no run can have (a width of -1) must not stop the other rows.
+    Numbers that no run can have (a width of -1) must not stop the other rows. Chips among
+    `measured` are taken as measured.
     """
     found, skipped = [], Counter[str]()
     coefficients = Coefficients(**fitted()["time"])
     for row in rows:
         try:
-            known, why = known_runs([row])
+            known, why = known_runs([row], measured)
             skipped.update(why)
             for run in known:
                 features = run.features().numbers
@@ -349,13 +353,23 @@ def _read(path: Path | str) -> list[Published]:
 # ---------------------------------------------------------------------- commands
 
 
-def factors_of(path: Path | str, *, leave: Leave = "group") -> dict[str, float]:
-    """By chip: exp(median(log measured - log predicted)) over its rows. InputError without any."""
-    runs, skipped = usable(_read(path))
+def factors_of(
+    path: Path | str, *, leave: Leave = "group", measured: Mapping[str, Measured] | None = None
+) -> dict[str, float]:
+    """By chip: exp(median(log measured - log predicted)) over its rows. InputError without any.
+
+    Predictions are those that a plan makes: of a chip among `measured` its measurements and the
+    formulas alone, without what published runs say.
+    """
+    runs, skipped = usable(_read(path), measured)
     if not runs:
         message = "no run of this table can be predicted, so nothing can be calibrated"
         raise InputError(message, file=path, fix=reasons(skipped))
-    return factors(runs, log_seconds(runs, leave=leave)[0])
+    logs = log_seconds(runs, leave=leave)[0]
+    alone = [i for i, run in enumerate(runs) if run.case.machine.measured is not None]
+    coefficients = Coefficients(**fitted()["time"])
+    logs[alone] = log_formula(coefficients, [runs[i].case for i in alone])
+    return factors(runs, logs)
 
 
 def factors(runs: Sequence[Known], predicted: Array) -> dict[str, float]:

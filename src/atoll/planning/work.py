@@ -141,9 +141,13 @@ class Software:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A model's shape on sequences of one length in one number format, by one software."""
+    """A model's shape on sequences of one length in one number format, by one software.
+
+    `row_scaled`: in 8 bits, operands have a scale for each row and not one for all.
+    """
 
     shape: Shape
     sequence: int
     precision: str = "bf16"
+    row_scaled: bool = False
     software: Software = Software()

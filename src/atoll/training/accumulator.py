@@ -119,6 +119,18 @@ class Accumulator:
             largest = add(target, flat, scale, take)
         return largest, add_digests(digests)
 
+    def digest_alone(self, index: int, gradient: Tensor) -> int:
+        """The sum digest of one grain's integers of tensor `index`; the sums stay as they are."""
+        digests: list[int] = []
+
+        def take(offset: int, integers: Tensor) -> None:
+            digests.append(sum_digest(integers.cpu(), tensor=index, offset=offset))
+
+        flat = gradient.detach().reshape(-1)
+        nothing = torch.zeros_like(self.sums.views[index])
+        _add(nothing, flat, 2.0 ** self.exponents[index], take)
+        return add_digests(digests)
+
 
 Take = Callable[[int, Tensor], None]
 """Is shown the integers of each block and their offset in the tensor."""

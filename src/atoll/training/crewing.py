@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, Self
 
 import atoll
 from atoll import facts
 from atoll.backends import of_chip
 from atoll.crew import wire
 from atoll.crew.local import LocalCrew
+from atoll.crew.ray import Need, RayCrew, require_package
 from atoll.errors import InputError
+from atoll.fleet import HERE
 from atoll.plan import PlanIsland
 from atoll.training.display import Display
 from atoll.training.exchange import serve_store
@@ -30,13 +32,59 @@ LAST_SAVE_SECONDS = 60.0
 """How long islands that were told to finish may take to end by themselves."""
 
 
+Engine = Literal["local", "ray"]
+"""Who starts islands that do not dial in: this machine, or a Ray cluster."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Starting:
-    """How island processes are started: what users get, unless a test plants faults here."""
+    """How island processes are started: what users get, unless a test plants faults here.
+
+    `address` is that of the Ray cluster; None is the one that runs on this machine. InputError for
+    an engine that is not installed.
+    """
 
     entry: str = "atoll.training.island:main"
     preload: Sequence[str] = ("torch", "torch.distributed", "atoll.training.island")
     python_path: Sequence[Path] = ()
+    engine: Engine = "local"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine == "ray":
+            require_package()
+        elif self.address is not None:
+            fix = "leave it out, or add --engine ray"
+            message = "only a Ray cluster has an address"
+            raise InputError(message, key="--address", value=self.address, fix=fix)
+
+
+class Crew(Protocol):
+    """Who starts islands and tells when they end (`crew.local.LocalCrew` says what each does)."""
+
+    host: str
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def start(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start an island; returns at once."""
+
+    def running(self) -> list[str]:
+        """Who was started and has not ended."""
+
+    def kill(self, name: str) -> None:
+        """End an island at once."""
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all have ended by themselves."""
+
+    def log_tail(self, name: str) -> str:
+        """What an island wrote last."""
+
+    def stop(self) -> None:
+        """End all islands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +92,8 @@ class MemberSpec:
     """One process to be: an island of the plan, or one device of it where a lane is a device."""
 
     name: str
+    island: str
+    site: str
     chip: str
     lanes: int
     threads: int
@@ -64,6 +114,8 @@ def members_of(islands: Sequence[PlanIsland]) -> list[MemberSpec]:
             members.append(
                 MemberSpec(
                     name=island.name if parts == 1 else f"{island.name}.{index}",
+                    island=island.name,
+                    site=island.site,
                     chip=island.chip,
                     lanes=count if on_host else 1,
                     threads=island.threads,
@@ -76,7 +128,7 @@ def members_of(islands: Sequence[PlanIsland]) -> list[MemberSpec]:
 
 
 @contextmanager
-def assemble(
+def assemble(  # long: one context, from opening the door to the last goodbye
     members: Sequence[MemberSpec],
     *,
     folder: Path,
@@ -91,7 +143,6 @@ def assemble(
     """
     token_file = folder.resolve() / "token"
     address_file = folder.resolve() / ADDRESS_FILE
-    address = listen or "127.0.0.1:0"
     planned = {member.name: member for member in members}
     local = {member.name for member in members if not member.dials_in}
 
@@ -112,48 +163,71 @@ def assemble(
         display.say(f"waiting for island {', '.join(missing)}")
 
     crewed = Crewed(explain=explain, fence=fence)
+    crew = _crew_of(starting, members, logs=logs, on_exit=ended)
+    address = listen or wire.format_address(crew.host, 0)
     try:
         token = wire.write_token_file(token_file)
-        with (
-            wire.Listener(address, token=token, admit=refuse) as listener,
-            LocalCrew(
-                entry=starting.entry,
-                logs=logs,
-                preload=starting.preload,
-                python_path=starting.python_path,
-                on_exit=ended,
-            ) as crew,
-        ):
+        with wire.Listener(address, token=token, admit=refuse) as listener, crew:
 
             def start(name: str) -> bool:
-                """Start an island of this machine (again); True when it is under way."""
-                if name in crew.pids() or name not in local:
+                """Start an island of this crew (again); True when it is under way."""
+                if name in crew.running() or name not in local:
                     return name not in local
                 arguments = _arguments(planned[name], listener.address, token_file)
-                crew.start(
-                    name, [*arguments, "--grace", "0"], facts.chip(planned[name].chip).environment
-                )
+                environment = facts.chip(planned[name].chip).environment
+                crew.start(name, [*arguments, "--grace", "0"], environment)
                 return True
 
             for member in members:
-                arguments = _arguments(member, listener.address, token_file)
-                environment = facts.chip(member.chip).environment
                 if member.dials_in:
-                    settings = [f"{key}={value}" for key, value in environment.items()]
-                    command = shlex.join([*settings, "atoll", *arguments])
+                    command = _by_hand(member, listener.address, token_file)
                     display.say(f"island {member.name!r} dials in; start it with:\n  {command}")
                 else:
-                    crew.start(member.name, [*arguments, "--grace", "0"], environment)
+                    start(member.name)
             crewed.listen_to(listener)
             _write_address(address_file, listener.address)
             crewed.restart = start
             crewed.admit(list(planned), waiting=waiting)
             store = serve_store(wire.parse_address(address)[0])
             yield crewed, store.port
+            for name in crew.running():
+                if name not in crewed.finished:  # started again, and nobody needs it any more
+                    crew.kill(name)
             crew.wait(LAST_SAVE_SECONDS)  # whoever was told to finish may still be closing down
     finally:
+        crew.stop()  # also where the door could not be opened
         token_file.unlink(missing_ok=True)
         address_file.unlink(missing_ok=True)
+
+
+def _crew_of(
+    starting: Starting,
+    members: Sequence[MemberSpec],
+    *,
+    logs: Path,
+    on_exit: Callable[[str, int], None],
+) -> Crew:
+    """The crew of the engine that was asked for; it has started nobody yet."""
+    common: dict[str, Any] = {
+        "entry": starting.entry,
+        "logs": logs,
+        "preload": starting.preload,
+        "python_path": starting.python_path,
+        "on_exit": on_exit,
+    }
+    if starting.engine == "local":
+        return LocalCrew(**common)
+    needs = {
+        member.name: Need(
+            island=member.island,
+            cpus=member.lanes * member.threads,
+            accelerator=of_chip(member.chip).ray_resource,
+            site="" if member.site == HERE else member.site,
+        )
+        for member in members
+        if not member.dials_in
+    }
+    return RayCrew(address=starting.address, needs=needs, **common)
 
 
 def _write_address(path: Path, address: str) -> None:
@@ -216,6 +290,13 @@ def _why_not(
     if chip != planned[name].chip:
         return f"the fleet says that {name!r} is {planned[name].chip!r}; it dialled in as {chip!r}"
     return None
+
+
+def _by_hand(member: MemberSpec, address: str, token_file: Path) -> str:
+    """The command that starts a member elsewhere, with its chip's environment."""
+    environment = facts.chip(member.chip).environment
+    settings = [f"{key}={value}" for key, value in environment.items()]
+    return shlex.join([*settings, "atoll", *_arguments(member, address, token_file)])
 
 
 def _arguments(member: MemberSpec, address: str, token_file: Path) -> list[str]:

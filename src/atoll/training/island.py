@@ -232,6 +232,11 @@ class Island(Replica):
         results = [r for done in self._pool.map(compute, self.lanes[: len(grains)]) for r in done]
         return sorted(results, key=lambda result: result.grain)
 
+    def check(self, *, step: int, grain: int) -> None:
+        """Compute a grain that another island has computed too, and say what comes out."""
+        digest = self.lanes[0].digest(self.sampler.grain(step, grain), self.accumulator)
+        self.send("checked", step=step, grain=grain, digest=f"{digest:016x}")
+
     def exchange_sums(self, *, step: int, epoch: int) -> None:
         """Finish the exchange into the second buffer; report the result's digest and squares."""
         try:
@@ -400,6 +405,7 @@ class Island(Replica):
             "restore": self.restore,
             "assign": self.assign,
             "exchange": self.exchange_sums,
+            "check": self.check,
             "commit": self.commit,
             "give": self.give,
             "heal": self.heal,

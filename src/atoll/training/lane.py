@@ -118,6 +118,15 @@ class Lane:
             seconds=time.perf_counter() - started,
         )
 
+    def digest(self, tokens: np.ndarray, accumulator: Accumulator) -> int:
+        """The digest of a grain's integers, computed for its own sake: nothing is added."""
+        digests: list[int] = []
+        self.backward(
+            tokens,
+            lambda index, gradient: digests.append(accumulator.digest_alone(index, gradient)),
+        )
+        return add_digests(digests)
+
     def loss_only(self, tokens: np.ndarray) -> float:
         """Summed loss of a batch without gradients, in nats."""
         with torch.no_grad():

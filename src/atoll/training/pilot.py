@@ -23,6 +23,7 @@ from atoll.run import LedgerLine
 from atoll.training import exponents as exp
 from atoll.training import scalars, shares
 from atoll.training.membership import Crewed
+from atoll.training.second_look import draw, judge, second_looks
 from atoll.training.step import (
     OpenStep,
     Totals,
@@ -256,15 +257,16 @@ class Pilot:
                     "fresh": first,
                     "exponents": self.exponents.current,
                     "ranges": [list(r) for r in parts],
-                    "probe_grain": _draw(self.recipe.seed, open_step.step, parts)
-                    if first
-                    else None,
+                    "probe_grain": draw(self.recipe.seed, open_step.step, parts) if first else None,
                     "exchange": exchange and first and self._grouped == tuple(self.crew.members),
                 }
                 for name, parts in todo.items()
             },
         )
         self.settle()  # the update of the last step ends before any grain of this one begins
+        looks = second_looks(self, open_step.step, todo) if first and exchange else []
+        for look in looks:
+            self.crew.tell("check", {look.other: {"step": look.step, "grain": look.grain}})
         results = self.crew.gather("result", asked, match={"turn": self._turns})
         for name, result in results.items():
             member = self.crew.members[name]
@@ -273,6 +275,8 @@ class Pilot:
             if result["lane_seconds"]:
                 ordered = sorted(result["lane_seconds"])
                 member.seconds.append(ordered[len(ordered) // 2])
+        for look in looks:
+            judge(self, look, results)
         missing = open_step.give_up(set(asked) - set(results), todo)
         missing += open_step.forget(set(self.crew.members))
         open_step.todo = self._by_speed(sorted(missing)) if missing else {}
@@ -453,11 +457,3 @@ class Pilot:
 def _went_well(answer: Any) -> bool:
     """Whether an island has answered, and that its exchange went well."""
     return answer is not None and bool(answer["ok"])
-
-
-def _draw(seed: int, step: int, ranges: shares.Ranges) -> int | None:
-    """One grain of these ranges, drawn from (seed, step): its own digest goes into the ledger."""
-    grains = shares.grains_in(ranges)
-    if not grains:
-        return None
-    return grains[int(digest_of([seed, step, grains[0]])[:12], 16) % len(grains)]

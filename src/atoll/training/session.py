@@ -320,7 +320,7 @@ class _Session:
             if loss.how != "left" and self._strikes[loss.name] < STRIKES:
                 self._to_restart.append(loss.name)
             self.events.append(
-                loss.how, island=loss.name, reason=loss.reason[:2000], step=loss.step
+                loss.how, island=loss.name, reason=loss.reason[-2000:], step=loss.step
             )
 
     def _ranges(self, step: int) -> dict[str, shares.Ranges]:

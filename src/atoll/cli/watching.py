@@ -1,0 +1,148 @@
+"""The command that shows a run from outside: watch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atoll.cli.output import Json, note, print_json
+from atoll.errors import InputError
+
+if TYPE_CHECKING:
+    from atoll.history.reading import Reader
+    from atoll.history.story import History
+
+_POLL_SECONDS = 1.0
+_NUM_EVENTS = 20
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    once: Annotated[bool, typer.Option("--once", help="Show it once and stop.")] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write it as a page for a browser (HTML; needs nothing else) and stop.",
+            show_default=False,
+        ),
+    ] = None,
+    refresh: Annotated[
+        bool,
+        typer.Option(
+            "--refresh",
+            help="With --page: write it anew while the run goes on; it reloads itself.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Watch a run: its islands, curve, events, and where the time went.
+
+    \b
+    Example:
+      atoll watch runs/tiny
+      atoll watch runs/tiny --page tiny.html --refresh
+
+    Only reads the run's folder, so it works for a run of another process, and for one that has
+    ended. Ctrl-C leaves; the run does not notice.
+    """
+    from atoll.history.reading import Reader
+
+    if refresh and page is None:
+        raise InputError("--refresh is for --page", fix="add --page FILE, or leave it out")
+    reader = Reader(run)
+    history = reader.history()
+    if page is not None:
+        _write(history, page, reload=refresh and history.running)
+    if json:
+        print_json(_answer(history))
+    elif page is not None and not refresh:
+        print(page)
+    elif once or not sys.stdout.isatty():
+        _print(history)
+        if refresh and not once:
+            _follow(reader, page)
+    else:
+        _follow_live(reader, page)
+    return 0
+
+
+def _write(history: History, page: Path, *, reload: bool) -> None:
+    from atoll.cli.watch_page import html_of
+    from atoll.run import write_atomically
+
+    try:
+        write_atomically(page, html_of(history, reload=reload).encode())
+    except OSError as error:
+        message = f"cannot be written: {error.strerror}"
+        raise InputError(message, file=page, fix="name a file in a folder that exists") from None
+
+
+def _print(history: History) -> None:
+    from rich.console import Console
+
+    from atoll.cli.watch_terminal import page
+
+    console = Console(file=sys.stdout)
+    console.print(page(history, console))
+
+
+def _follow(reader: Reader, page: Path | None) -> None:
+    """Write the page until the run ends or Ctrl-C."""
+    try:
+        while reader.history().running:
+            time.sleep(_POLL_SECONDS)
+            if reader.refresh() and page is not None:
+                history = reader.history()
+                _write(history, page, reload=history.running)
+    except KeyboardInterrupt:
+        return
+
+
+def _follow_live(reader: Reader, page: Path | None) -> None:
+    """The page on the terminal, painted anew when a file changes; it ends with a finished run."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from atoll.cli import watch_terminal
+
+    console = Console(file=sys.stdout)
+    history = reader.history()
+    painted = watch_terminal.page(history, console)
+    try:
+        with Live(painted, console=console, auto_refresh=False) as live:
+            while history.state != "finished":
+                time.sleep(_POLL_SECONDS)
+                if reader.refresh():
+                    history = reader.history()
+                    if page is not None:
+                        _write(history, page, reload=history.running)
+                live.update(watch_terminal.page(history, console), refresh=True)
+    except KeyboardInterrupt:
+        note("no longer watching; the run was not touched")
+
+
+def _answer(history: History) -> dict[str, Any]:
+    """What the page shows, as plain tables."""
+    from atoll.cli.watch_terminal import marks_of
+    from atoll.history import answers
+
+    last = history.lines[-1] if history.lines else None
+    known = {"run", "state", "step", "total_steps", "loss", "tokens", "contract"}
+    told = answers.summary(history)
+    return {
+        **{key: value for key, value in told.items() if key in known},
+        "val_loss": list(history.val_losses.values())[-1] if history.val_losses else None,
+        "tokens_per_second": last.tokens / last.seconds if last and last.seconds else None,
+        "goodput": told["goodput"],
+        "islands": told["islands"],
+        "marks": [{"step": step, "what": kind} for step, kind in marks_of(history)],
+        "events": history.events[-_NUM_EVENTS:],
+    }
+
+
+COMMANDS = (watch,)
