@@ -113,8 +113,8 @@ def tuned(runs: list[Known], likeness: Likeness, *, seconds: float, seed: int) -
     return likeness
 
 
-REFUSED = 4.5
-"""What a run that the coefficients say cannot have run costs beside a peak that is off by half."""
+REFUSED = 1.5
+"""What a run that is counted above its device's memory costs beside a peak that is as far off."""
 
 
 def fitted_memory(runs: list[Known]) -> MemoryCoefficients:
@@ -149,12 +149,7 @@ def fitted_memory(runs: list[Known]) -> MemoryCoefficients:
         for name in asdict(best):
             value = getattr(best, name)
             tries = [replace(best, **{name: value * factor}) for factor in STEPS]
-            tries = [
-                c
-                for c in tries
-                if 1.0 <= c.gaps <= 1.3 and 2e8 <= c.reserve <= 4e9 and c.buffers <= 4
-            ]
-            best = min([best, *tries], key=loss)
+            best = min([best, *filter(_possible, tries)], key=loss)
     found, over = np.abs(np.expm1(error(best))), above(best) > 0
     print(
         f"peak memory: median {np.median(found):.4f} mean {found.mean():.4f} of {len(found)} rows; "
@@ -165,6 +160,11 @@ def fitted_memory(runs: list[Known]) -> MemoryCoefficients:
 
 STEPS = (0.8, 0.95, 0.98, 1.02, 1.05, 1.25)
 MARGIN = 0.02
+
+
+def _possible(c: MemoryCoefficients) -> bool:
+    """No gaps below nothing; some reserve."""
+    return 1.0 <= c.gaps <= 1.3 and 2e8 <= c.reserve <= 4e9 and c.gathered >= 0.5
 
 
 def _weights(runs: list[Known]) -> np.ndarray:
@@ -192,7 +192,7 @@ def write(
     likeness = asdict(fit.likeness)
     scales = dict(zip(NUMBERS, likeness.pop("scales"), strict=True))
     lines = [
-        "# Written by scripts/fit_cost.py from facts/runs; do not edit. Its numbers are explained in",
+        "# Written by scripts/fit_cost.py from facts/runs; do not edit. Explained in",
         "# atoll.planning.cost.Coefficients, .memory.MemoryCoefficients and .correction.Likeness.",
         "schema = 1",
         f'source = "fitted on {len(fit.runs)} published runs, facts/runs/*.csv"',

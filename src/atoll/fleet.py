@@ -381,7 +381,7 @@ class Fleet(Noun):
         for width in sorted({capacity for capacity, _ in edges}, reverse=True):
             wide = [link for capacity, link in edges if capacity >= width > 0]
             latency = _least_latency(wide, *sorted((a, b)))  # the same both ways
-            if latency is not None and (not found or latency < found[-1][1]):
+            if latency is not None and (not found or latency < found[-1][1] * (1.0 - 1e-9)):
                 found.append((width, latency))
         if not found:
             fix = f'add a [[link]] with between = ["{a}", "{b}"], or links that lead there'

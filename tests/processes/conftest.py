@@ -59,7 +59,12 @@ FLEETS = {
 
 
 class World:
-    """A folder with the text, the recipe, the fleets and the cache of tokens."""
+    """A folder with the text, the recipe, the fleets and the cache of tokens.
+
+    `engine` are the fields of Starting that say who starts the islands.
+    """
+
+    engine = {}
 
     def __init__(self, folder):
         self.folder = folder
@@ -92,7 +97,7 @@ class World:
             fleet=self.fleet(fleet) if fleet else None,
             run=None if target else run,
             cache=self.cache,
-            starting=Starting(entry=f"training_faults:{entry}", python_path=[HERE]),
+            starting=Starting(entry=f"training_faults:{entry}", python_path=[HERE], **self.engine),
             **options,
         )
 

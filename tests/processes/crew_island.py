@@ -150,3 +150,28 @@ def add_up(store_path, rank, count):
     group.allreduce(numbers).wait()
     print(numbers.unique().tolist())
     return 0
+
+
+def on_a_node(argv):
+    """An island of test_ray.py, which is given the flags of a real one and then what to do."""
+    flags, words = argv[: argv.index("--do")], argv[argv.index("--do") + 1 :]
+    appended = [words.index(w) for w in ("--token-file", "--device-index") if w in words]
+    if appended:
+        words, flags = words[: min(appended)], flags + words[min(appended) :]
+    if words[0] != "facts":
+        return main(words)
+    last = {flags[index]: flags[index + 1] for index in range(0, len(flags), 2)}
+    token = Path(last["--token-file"])
+    found = {
+        "pid": os.getpid(),
+        "variable": os.environ.get(words[2]),
+        "device_index": last["--device-index"],
+        "token_file": str(token),
+        "token": token.read_text().strip(),
+        "mode": oct(token.stat().st_mode)[-3:],
+        "command": Path("/proc/self/cmdline").read_text(),
+    }
+    write(words[1], found)
+    if words[3:] == ["stay"]:
+        time.sleep(600)
+    return 0

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tests.processes import training_faults as faults
@@ -210,3 +212,56 @@ def test_without_the_second_look_it_goes_unseen(world, reference, tmp_path):
     result = world.train("two", tmp_path / "run", entry="wrong_in_b", overrides=once)
     assert lost(result.run) == []
     assert result.fingerprint != reference.fingerprint
+
+
+# The pilot dies
+
+
+PILOT = """
+import sys
+from pathlib import Path
+from atoll.training.crewing import Starting
+from atoll.training.display import SilentDisplay
+from atoll.training.session import train
+target, fleet, run, cache, listen, here = sys.argv[1:]
+result = train(
+    target, display=SilentDisplay(), fleet=Path(fleet), run=Path(run) if target != run else None,
+    cache=Path(cache), listen=listen, overrides=["schedule.steps=40"] if target != run else [],
+    starting=Starting(entry="training_faults:slow", python_path=[Path(here)]),
+)
+sys.exit(result.exit_code)
+"""
+
+
+def start_pilot(world, target, run, address):
+    here = Path(faults.__file__).parent
+    arguments = [target, world.fleet("dial-in"), run, world.cache, address, here]
+    return subprocess.Popen(
+        [sys.executable, "-c", PILOT, *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_an_island_waits_for_another_pilot_and_no_step_is_lost(world, forty, tmp_path, wait_until):
+    """The pilot and the island of its own machine are killed; the one that dialled in waits."""
+    run = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    pilot = start_pilot(world, world.recipe, run, address)
+    wait_until((run / "pilot.json").exists)
+    island = dial_in(run, "b")
+    wait_until(lambda: (run / "ledger.jsonl").exists() and len(ledger_of(run)) >= 5)
+    pilot.kill()
+    pilot.wait()
+    with (run / "ledger.jsonl").open("a") as file:
+        file.write('{"step": 6, "gra')  # a line that was being written
+    committed = len(ledger_of(run))
+    again = start_pilot(world, run, run, address)
+    output, _ = again.communicate(timeout=100)
+    assert again.returncode == 0, output
+    assert island.wait(30) == 0, island.stdout.read()
+    (event,) = [e for e in Events(run / "events.jsonl").read() if e["kind"] == "taken_over"]
+    assert event["islands"] == ["b"] and event["step"] >= committed - 1
+    mine, theirs = ledger_of(run), ledger_of(forty.run)
+    assert [line.fingerprint for line in mine] == [line.fingerprint for line in theirs]
+    assert events_of(run, "joined", "healed") == [("joined", "a"), ("healed", "a")]

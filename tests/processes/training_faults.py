@@ -149,10 +149,10 @@ def ending_at(where, number):
             if where == "exchanged":
                 end(self, step)
 
-        def commit(self, *, step, scalars):
+        def commit(self, *, step, **fields):
             if where == "committing":
                 end(self, step)
-            super().commit(step=step, scalars=scalars)
+            super().commit(step=step, **fields)
             if where == "committed":
                 end(self, step)
 
@@ -203,10 +203,10 @@ def slow(argv):
 class SlowDying(Slow):
     """Dies in its fourth step, in its first life only."""
 
-    def commit(self, *, step, scalars):
+    def commit(self, *, step, **fields):
         if step == 4 and first_life("b"):
             os.kill(os.getpid(), signal.SIGKILL)
-        super().commit(step=step, scalars=scalars)
+        super().commit(step=step, **fields)
 
 
 def first_life(name):
@@ -271,19 +271,19 @@ def bad_exchange_in_b(argv):
 class Flipping(Island):
     """Its memory loses a bit of a weight in the update of a step that is checkpointed."""
 
-    def commit(self, *, step, scalars):
+    def commit(self, *, step, **fields):
         if step == 6:
             self.weights["norm.weight"][3] += 2.0**-20
-        super().commit(step=step, scalars=scalars)
+        super().commit(step=step, **fields)
 
 
 class Lagging(Island):
     """Late to say what weights it holds after that update: time enough to keep the bad ones."""
 
-    def commit(self, *, step, scalars):
+    def commit(self, *, step, **fields):
         if step == 6:
             time.sleep(1.0)
-        super().commit(step=step, scalars=scalars)
+        super().commit(step=step, **fields)
 
 
 def flips_in_a(argv):

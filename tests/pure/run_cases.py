@@ -1,4 +1,4 @@
-"""Run folders that are told, not trained: the same files by the same writers, on a clock of ours."""
+"""Run folders that are told, not trained: the same files, the same writers, a clock of ours."""
 
 import math
 import os
@@ -155,9 +155,10 @@ def eventful(path: Path) -> Told:
     del run.members["c"]
     run.steps(30, seconds=1.4)
     run.validate(**{f"s{step}": 2.1 + 4.0 * math.exp(-step / 150) for step in range(25, 430, 25)})
+    date_the_ledger(run)
     return run
 
 
-def is_being_written(run: Told) -> None:
-    """Makes the ledger look as if it had been written just now, by `clock`."""
+def date_the_ledger(run: Told) -> None:
+    """Makes the ledger look as if it had been written last at `clock`."""
     os.utime(run.folder.ledger_path, (run.clock, run.clock))

@@ -335,6 +335,15 @@ def test_no_way_is_wider_or_as_wide_and_quicker(links, uplinks) -> None:
             fleet.path("a", "b")
     else:
         assert way(fleet, "a", "b") == min(ways, key=lambda one: (-one[0], one[1]))
+        # And all that no other beats in both, widest first.
+        best = {
+            one
+            for one in ways
+            if not any(other != one and other[0] >= one[0] and other[1] <= one[1] for other in ways)
+        }
+        paths = fleet.paths("a", "b")
+        found = [(round(width * 8 / 1e9), round(delay * 1e3)) for width, delay in paths]
+        assert found == sorted(best, reverse=True)
 
 
 # ------------------------------------------------------------------ networks, chips of one's own

@@ -22,7 +22,7 @@ from atoll.plan import Layout
 from atoll.planning import makespan
 from atoll.planning.chain import Chain, best_chain
 from atoll.planning.cost import Coefficients, Cost, step_cost
-from atoll.planning.exchange import exchange_bytes, exchange_seconds
+from atoll.planning.exchange import Member, exchange_bytes, exchange_seconds
 from atoll.planning.layouts import layouts, powers_of_two, problem
 from atoll.planning.machine import Machine
 from atoll.planning.memory import MemoryCoefficients, MemoryUse, memory_use, stage_buffers
@@ -287,6 +287,28 @@ def test_without_a_link_only_one_site_computes() -> None:
     assert found.others["all islands"].seconds == INFINITE
 
 
+def test_an_exchange_takes_the_way_that_is_soonest_over() -> None:
+    """A narrow direct link for little, a wide detour of great latency for much."""
+    links = [
+        {"between": ["s", "t"], "bandwidth": "1 GB/s", "latency": "1 ms"},
+        {"between": ["s", "u"], "bandwidth": "10 GB/s", "latency": "1 s"},
+        {"between": ["u", "t"], "bandwidth": "10 GB/s", "latency": "1 s"},
+    ]
+    fleet = Fleet.from_dict(
+        {
+            "site": [{"name": name} for name in "stu"],
+            "island": [{"name": "a", "site": "s"}],
+            "link": links,
+        }
+    )
+    members = [
+        Member(name=name, site=name, machine=machine_at(0), devices=8) for name in ("s", "t")
+    ]
+    for size, seconds in ((1e8, 0.1 + 4 * 1e-3), (1e12, 100.0 + 8.0)):
+        found = exchange_seconds(members, fleet, size, efficiency=1.0)
+        assert found.seconds == pytest.approx(seconds, rel=1e-6)
+
+
 @given(problems())
 def test_the_same_question_has_the_same_answer(asked: Problem) -> None:
     first, second = found_or_none(asked), found_or_none(asked)
@@ -438,7 +460,7 @@ def chained(draw: st.DrawFn, *, sizes: Sequence[float] = (2.5e9, 4e9, 8e9, 3e10)
         model,
         links={("s", "t"): (width, 1e-3)},
         sites=("s", "t"),
-        coefficients=replace(FITTED, memory=MemoryCoefficients(buffers=1.8)),
+        coefficients=replace(FITTED, memory=MemoryCoefficients(flight=1.8, buffers=1.8)),
         grain=draw(st.integers(1, 2)),
         grains=draw(st.integers(1, 6)),
     )
@@ -453,12 +475,15 @@ def stage_of(asked: Problem, place: Place, layout: Layout, layers: int) -> tuple
     )
 
 
-def needed(asked: Problem, place: Place, layout: Layout, layers: int, flight: int) -> float:
-    """Bytes of a stage of `layers` layers that holds `flight` micro-batches."""
+def needed(
+    asked: Problem, place: Place, layout: Layout, layers: int, flight: int, turns: int
+) -> float:
+    """Bytes of a stage of `layers` layers that holds `flight` of a lane's `turns` micro-batches."""
     use = stage_of(asked, place, layout, layers)[1]
     c = asked.coefficients.memory
     ends = stage_buffers(place.work, layout, c)
-    return use.total + c.gaps * (use.activations * (flight - 1) + ends * flight)
+    held = min(turns, 1.0 + c.flight * (flight - 1))
+    return use.total + c.gaps * (use.activations * (held - 1.0) + ends * held)
 
 
 def slowest_of_all(asked: Problem, found: Chain, order: Sequence[Place]) -> float:
@@ -470,9 +495,9 @@ def slowest_of_all(asked: Problem, found: Chain, order: Sequence[Place]) -> floa
         seconds, room = 0.0, 0
         for i, (place, part, n) in enumerate(zip(order, found.parts, most, strict=True)):
             flight = min(found.microbatches, sum(stages[i:]))
-            if needed(asked, place, part.layout, n, flight) > USABLE * place.machine.memory * (
-                1 + 1e-12
-            ):
+            if needed(
+                asked, place, part.layout, n, flight, found.microbatches
+            ) > USABLE * place.machine.memory * (1 + 1e-12):
                 break
             two, one = (stage_of(asked, place, part.layout, k)[0] for k in (2, 1))
             head = one - (two - one) if i == len(order) - 1 else 0.0
@@ -507,7 +532,7 @@ def test_a_chain_is_the_best_cut(asked: Problem) -> None:
             head = one - (two - one)
             assert part.stage_seconds >= (part.layers[-1] * (two - one) + head) * (1 - 1e-9)
         flight = min(found.microbatches, sum(stages[i:]))
-        exact = needed(asked, place, part.layout, max(part.layers), flight)
+        exact = needed(asked, place, part.layout, max(part.layers), flight, found.microbatches)
         assert part.memory == pytest.approx(exact, rel=1e-6)
         assert part.memory <= USABLE * place.machine.memory * (1 + 1e-9)
     computing = max(part.stage_seconds for part in found.parts)
@@ -533,10 +558,11 @@ def test_no_chain_is_found_only_where_none_can_be(asked: Problem) -> None:
             room = 0
             for i, place in enumerate(order):
                 layout = Layout(dp=lanes, zero=1, recompute="full")
-                flight = min(math.ceil(asked.grains / lanes) * asked.grain, sum(stages[i:]))
+                turns = math.ceil(asked.grains / lanes) * asked.grain
+                flight = min(turns, sum(stages[i:]))
                 usable = place.machine.memory * USABLE
                 fits = [n for n in range(1, layers + 1)
-                        if needed(asked, place, layout, n, flight) <= usable]  # fmt: skip
+                        if needed(asked, place, layout, n, flight, turns) <= usable]  # fmt: skip
                 room += stages[i] * max(fits, default=-layers * layers)
             assert room < layers
 

@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,8 +13,12 @@ import pytest
 
 from atoll.cli import main
 from atoll.errors import InputError
+from atoll.facts.measured import Measured
 from atoll.planning import validate as validation
-from atoll.planning.published import REQUIRED
+from atoll.planning.calibration import log_formula
+from atoll.planning.correction import fitted
+from atoll.planning.cost import Coefficients
+from atoll.planning.published import REQUIRED, case_of, read_runs
 from atoll.planning.scatter import scatter_of
 from atoll.planning.validate import factors_of, own_runs, own_table, rank_correlation, validate
 
@@ -111,6 +116,17 @@ def test_missing_columns_are_named_at_once(
     message = refused(capsys, str(write({k: v for k, v in PLAIN.items() if k not in left_out})))
     assert "columns are missing: hidden, TP" in message
     assert all(name in message for name in REQUIRED)
+
+
+def test_a_ragged_row_is_counted_and_the_others_are_predicted(write: Write) -> None:
+    path = write(*({**PLAIN, "row_id": f"m{i}"} for i in range(4)))
+    lines = path.read_text().splitlines()
+    lines[2] += ",one more"
+    lines[3] = lines[3].rsplit(",", 1)[0]
+    path.write_text("\n".join(lines))
+    found = validate(path)
+    assert (found.rows, len(found.scored)) == (4, 2)
+    assert found.skipped == {"another number of cells than the header": 2}
 
 
 def test_a_table_without_speeds(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,6 +281,26 @@ def test_a_factor_finds_a_slower_cluster(write: Write) -> None:
     assert set(after.factors) <= chips
     assert all(1.2 < factor < 1.9 for factor in after.factors.values())
     assert after.factors == factors_of(three)
+
+
+def test_a_factor_of_a_measured_chip_is_beside_its_measurements(write: Write) -> None:
+    """A plan takes a measured chip without what published runs say; so does its factor."""
+    numbers = {
+        "m": 4096, "n": 4096, "k": 4096, "dtype": "bf16", "flops": "700 TFLOP/s",
+        "low": "690 TFLOP/s", "high": "710 TFLOP/s", "repeats": 7,
+    }  # fmt: skip
+    host = {"device": "a", "processor": "b", "cores": 2, "threads": 1, "torch": "2",
+            "collective": "a", "settings": {}}  # fmt: skip
+    facts = Measured.model_validate(
+        {"chip": "h100-sxm-80gb", "date": date(2026, 11, 25), "host": host, "gemm": [numbers]}
+    )
+    measured = {"h100-sxm-80gb": facts}
+    case = case_of(read_runs(write(PLAIN))[0], measured)
+    assert case.machine.measured is not None
+    alone = math.exp(float(log_formula(Coefficients(**fitted()["time"]), [case])[0]))
+    factor = factors_of(write(PLAIN), measured=measured)["h100-sxm-80gb"]
+    assert factor == pytest.approx(11.0 / alone)
+    assert factor != pytest.approx(factors_of(write(PLAIN))["h100-sxm-80gb"], rel=0.01)
 
 
 def test_calibrating_on_known_runs_is_held_out_too(write: Write) -> None:

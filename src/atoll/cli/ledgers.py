@@ -13,6 +13,15 @@ from atoll.cli.output import Json, print_json, print_pairs
 from atoll.errors import InputError
 from atoll.units import format_count, format_seconds
 
+SiteName = Annotated[
+    str | None,
+    typer.Option(
+        "--site",
+        metavar="NAME",
+        help="Which steps ran on islands of this site?",
+        show_default=False,
+    ),
+]
 _MOST_RANGES = 12
 _MOST_REASON = 160
 
@@ -31,12 +40,7 @@ def ledger(
             show_default=False,
         ),
     ] = None,
-    site: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Which steps ran on islands of this site?", show_default=False
-        ),
-    ] = None,
+    site: SiteName = None,
     leased: Annotated[
         bool,
         typer.Option(
@@ -98,6 +102,9 @@ def words_of(event: Mapping[str, Any]) -> str:
         return f"training started after step {event.get('step', 0)} on {shown}"
     if kind == "rolled_back":
         return f"{event.get('dropped')} steps taken back, to step {event.get('to')}"
+    if kind == "taken_over":
+        waiting = ", ".join(event.get("islands", []))
+        return f"{waiting} waited for a pilot with the weights after step {event.get('step')}"
     if kind == "requantised":
         times = event.get("times", 1)
         often = "once" if times == 1 else f"{times} times"

@@ -157,7 +157,8 @@ def _headline(found: Validation) -> Iterator[tuple[str, str]]:
         yield "memory", f"{_sizes(memory)} of {memory.rows} measured peaks"
     sweeps = sweeps_json(found.sweeps())
     for name, one, what in (
-        ("sweeps", sweeps, "at least 3 rows"),
+        ("sweeps", sweeps, "at least 2 rows"),
+        ("", sweeps["rows"], "at least 3 rows"),
         ("", sweeps["plans"], "at least 3 different plans"),
     ):
         if one["count"]:

@@ -127,7 +127,7 @@ def _tiles(history: History, found: Goodput) -> str:
 def _curves(history: History) -> list[str]:
     if not history.lines:
         return [tag("h2", "Loss"), tag("p", "The curve begins with the first step.")]
-    (wide, shown), (narrow, _) = (_curve(history, width) for width in (WIDE, NARROW))
+    (wide, shown), (narrow, also) = (_curve(history, width) for width in (WIDE, NARROW))
     legend = [
         _legend_entry("var(--blue)", "loss"),
         *([_legend_entry("#e69f00", "validation")] if history.val_losses else []),
@@ -135,7 +135,7 @@ def _curves(history: History) -> list[str]:
     legend += [
         _legend_entry(_MARK_COLOURS[kind], f"{sign} {meaning}")
         for kind, (sign, _, meaning) in MARKS.items()
-        if kind in shown
+        if kind in shown | also
     ]
     return [
         tag("h2", "Loss and what happened"),
@@ -248,8 +248,7 @@ def _time(found: Goodput) -> list[str]:
     meanings = {"useful": "steps, at the pace of comparable ones", **CAUSES}
     rows = [
         [
-            tag("span", "", class_="dot", style=f"background:{COLOURS[name]}")
-            + escape(name.replace("_", " ")),
+            tag("span", _dot(COLOURS[name]) + escape(name.replace("_", " ")), class_="state"),
             escape(f"{seconds / found.wall_seconds:.1%}"),
             escape(duration(seconds)),
             escape(meanings[name]),
@@ -298,7 +297,6 @@ def _islands(history: History) -> list[str]:
         present = state in (*here, "ended")
         grains = one["last_grains"] if present else 0
         bar = tag("span", "", class_="gain", style=f"width:{round(70 * grains / most)}px")
-        dot = tag("span", "", class_="dot", style=f"background:{colour}")
         seen = one["last_seen"]
         events = ", ".join(f"{number} {kind}" for kind, number in one["events"].items())
         place = one["site"] + (" (leased)" if one["leased"] else "")
@@ -306,7 +304,7 @@ def _islands(history: History) -> list[str]:
             [
                 escape(one["island"]),
                 escape(", ".join(text for text in (one["chip"], place) if text)),
-                tag("span", dot + escape(state), class_="state"),
+                tag("span", _dot(colour) + escape(state), class_="state"),
                 f"{bar} {grains or ''}" if present else "",
                 escape(f"{one['share']:.1%}"),
                 "" if speed is None or not present else f"{speed:.1f}",
@@ -342,6 +340,10 @@ def _events(history: History) -> list[str]:
         table(["time", "step", "what"], rows, numbers=("step",)),
         tag("p", text, class_="dim") if more > 0 else "",
     ]
+
+
+def _dot(colour: str) -> str:
+    return tag("span", "", class_="dot", style=f"background:{colour}")
 
 
 def _legend_entry(colour: str, text: str) -> str:

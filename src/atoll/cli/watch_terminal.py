@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -85,13 +85,14 @@ def page(history: History, console: Console, *, now: float | None = None) -> Ren
     ascii_only = console.options.ascii_only
     islands = answers.islands(history)
     found = goodput(history)
-    events = _events(history)
+    cut: OverflowMethod = "crop" if ascii_only else "ellipsis"
+    events = _events(history, cut)
     used = 14 + min(len(islands), _MOST_ISLANDS + 1) + len(events) + len(_parts(found))
     height = max(6, min(16, console.height - used))
     parts: list[RenderableType] = [_numbers(history, found), Text()]
     parts += _curve(history, width=inside, height=height, ascii_only=ascii_only)
     if islands:
-        parts += [Text(), _table(islands, inside, time.time() if now is None else now)]
+        parts += [Text(), _table(islands, inside, time.time() if now is None else now, cut)]
     parts += [Text(), *_goodput(found, inside, ascii_only=ascii_only)]
     if events:
         parts += [Text(), *events]
@@ -184,20 +185,22 @@ def _put_marks(lines: list[Text], marks: Sequence[tuple[int, str]], *, end: floa
     return set(chosen.values())
 
 
-def _table(islands: Sequence[Mapping[str, Any]], width: int, now: float) -> Table:
+def _table(
+    islands: Sequence[Mapping[str, Any]], width: int, now: float, cut: OverflowMethod
+) -> Table:
     """One row an island, those that are here first; the rest of many in a last row."""
     ordered = sorted(islands, key=lambda one: one["state"] not in ("computing", "healing"))
     shown, hidden = ordered[:_MOST_ISLANDS], ordered[_MOST_ISLANDS:]
     most = max(1, *(one["last_grains"] for one in islands))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
-    table.add_column("island", no_wrap=True, overflow="ellipsis", max_width=24)
+    table.add_column("island", no_wrap=True, overflow=cut, max_width=24)
     if width >= 70:
-        table.add_column("chip", no_wrap=True, overflow="ellipsis", max_width=20)
-        table.add_column("now", no_wrap=True)
+        table.add_column("chip", no_wrap=True, overflow=cut, max_width=20)
+        table.add_column("now", no_wrap=True, overflow=cut)
     for name in ("grains", "of all", "grains/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("last seen", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, overflow=cut)
+    table.add_column("state", no_wrap=True, overflow=cut)
+    table.add_column("last seen", no_wrap=True, overflow=cut)
     for one in shown:
         speed, seen = one["grains_per_second"], one["last_seen"]
         bar = ProgressBar(total=most, completed=one["last_grains"], width=12, complete_style="cyan")
@@ -243,17 +246,17 @@ def _goodput(found: Goodput, width: int, *, ascii_only: bool) -> list[Text]:
     lines = [Text(f"where {duration(found.wall_seconds)} went", "dim"), bar]
     for name, seconds in parts.items():
         words = name.replace("_", " ")
-        line = Text(f"{seconds / found.wall_seconds:7.1%} ", _COLOURS[name])
+        line = Text().append(f"{seconds / found.wall_seconds:7.1%} ", _COLOURS[name])
         lines.append(line.append(f" {words}", "").append(f"  {duration(seconds)}", "dim"))
     return lines
 
 
-def _events(history: History) -> list[Text]:
+def _events(history: History, cut: OverflowMethod) -> list[Text]:
     told = [event for event in history.events if event["kind"] != "checkpointed"]
     lines = []
     for event in told[-_MOST_EVENTS:]:
         clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
         step = f"step {event['step']:,} " if "step" in event else ""
-        line = Text(f"{clock} ", "dim", no_wrap=True, overflow="ellipsis")
+        line = Text(no_wrap=True, overflow=cut).append(f"{clock} ", "dim")
         lines.append(line.append(f"{step}{words_of(event)}", ""))
     return lines

@@ -40,7 +40,7 @@ def watch(
     ] = False,
     json: Json = False,
 ) -> int:
-    """Watch a run: its islands, curve, events, and where the time went.
+    """Watch a run: islands, curve, events, lost time.
 
     \b
     Example:
@@ -75,6 +75,8 @@ def _write(history: History, page: Path, *, reload: bool) -> None:
     from atoll.cli.watch_page import html_of
     from atoll.run import write_atomically
 
+    if page.is_dir():
+        raise InputError("is a folder", file=page, fix="name a file in it, such as page.html")
     try:
         write_atomically(page, html_of(history, reload=reload).encode())
     except OSError as error:
@@ -93,12 +95,18 @@ def _print(history: History) -> None:
 
 def _follow(reader: Reader, page: Path | None) -> None:
     """Write the page until the run ends or Ctrl-C."""
+    pause = _POLL_SECONDS
     try:
-        while reader.history().running:
-            time.sleep(_POLL_SECONDS)
+        while reader.is_running():
+            time.sleep(pause)
+            began = time.monotonic()
             if reader.refresh() and page is not None:
                 history = reader.history()
                 _write(history, page, reload=history.running)
+            pause = _pause_after(began)
+        if page is not None:  # it must not reload itself for ever
+            reader.refresh()
+            _write(reader.history(), page, reload=False)
     except KeyboardInterrupt:
         return
 
@@ -112,18 +120,25 @@ def _follow_live(reader: Reader, page: Path | None) -> None:
 
     console = Console(file=sys.stdout)
     history = reader.history()
-    painted = watch_terminal.page(history, console)
+    painted, pause = watch_terminal.page(history, console), _POLL_SECONDS
     try:
         with Live(painted, console=console, auto_refresh=False) as live:
             while history.state != "finished":
-                time.sleep(_POLL_SECONDS)
+                time.sleep(pause)
+                began = time.monotonic()
                 if reader.refresh():
                     history = reader.history()
                     if page is not None:
                         _write(history, page, reload=history.running)
                 live.update(watch_terminal.page(history, console), refresh=True)
+                pause = _pause_after(began)
     except KeyboardInterrupt:
         note("no longer watching; the run was not touched")
+
+
+def _pause_after(began: float) -> float:
+    """A second, or longer for a history of many steps: most of a core stays with the training."""
+    return max(_POLL_SECONDS, 9.0 * (time.monotonic() - began))
 
 
 def _answer(history: History) -> dict[str, Any]:

@@ -17,7 +17,12 @@ from atoll.errors import InputError
 from atoll.plan import Layout
 from atoll.planning.cost import HALF, step_cost
 from atoll.planning.layouts import powers_of_two, shape_problem
-from atoll.planning.memory import memory_use, stage_buffers
+from atoll.planning.memory import (
+    MemoryCoefficients,
+    held_in_flight,
+    memory_use,
+    stage_buffers,
+)
 from atoll.planning.options import USABLE
 from atoll.planning.problem import Place, Problem
 
@@ -61,6 +66,7 @@ class _Stages:
     layer_held: float
     buffers: float
     besides: float
+    memory: MemoryCoefficients
 
 
 def best_chain(problem: Problem) -> Chain | None:
@@ -169,16 +175,17 @@ def _stages(problem: Problem, place: Place, lanes: int, recompute: str) -> _Stag
         place=place, layout=layout, count=count, layer_seconds=layer,
         head_seconds=max(0.0, costs[0] - layer), layer_state=gaps * state,
         layer_held=gaps * held, buffers=gaps * stage_buffers(place.work, layout, c.memory),
-        besides=uses[0].total - gaps * (state + held),
+        besides=uses[0].total - gaps * (state + held), memory=c.memory,
     )  # fmt: skip
 
 
-def _in_flight(islands: Sequence[_Stages], index: int, microbatches: int) -> int:
+def _in_flight(islands: Sequence[_Stages], index: int, microbatches: int) -> float:
     """Micro-batches that the first stage of an island holds: as many as stages follow, and it."""
-    return min(microbatches, sum(one.count for one in islands[index:]))
+    needed = min(microbatches, sum(one.count for one in islands[index:]))
+    return held_in_flight(needed, microbatches, islands[index].memory)
 
 
-def _bytes(one: _Stages, layers: int, flight: int) -> float:
+def _bytes(one: _Stages, layers: int, flight: float) -> float:
     """Bytes on a device of a stage of `layers` layers that holds `flight` micro-batches."""
     held = flight * (layers * one.layer_held + one.buffers)
     return one.besides + layers * one.layer_state + held

@@ -47,6 +47,8 @@ class MemoryCoefficients:
     """Part of a layer's activations that selective recompute keeps where attention is fused."""
     logits: float = 8.0
     """Bytes for each logit at the peak."""
+    flight: float = 1.0
+    """Micro-batches in flight beside those that the schedule needs and one."""
     buffers: float = 1.0
     """Residual streams that a pipeline stage keeps besides of a micro-batch in flight."""
     layer: float = 1.0
@@ -77,7 +79,7 @@ def memory_use(work: Work, layout: Layout, microbatches: int, c: MemoryCoefficie
     tokens = layout.microbatch * work.sequence / layout.cp
     layer = layer_activations(work, layout, tokens)
     held = _held_a_layer(work, layout, tokens, layer, c)
-    flight = in_flight(layout, microbatches)
+    flight = held_in_flight(in_flight(layout, microbatches), microbatches, c)
     layers = work.shape.layers / layout.pp
     kept = held * layers + (stage_buffers(work, layout, c) if layout.pp > 1 else 0.0)
     working = c.layer * (layer - held) if layout.recompute == "full" else 0.0
@@ -99,13 +101,13 @@ def memory_use(work: Work, layout: Layout, microbatches: int, c: MemoryCoefficie
 def _state_bytes(work: Work, layout: Layout) -> tuple[float, float, float]:
     """Bytes a parameter of weights, gradients and optimizer state.
 
-    Mixed precision computes with 16-bit weights and keeps fp32 weights beside two moments. What
-    adds gradients up is the stack's habit (fp32, mostly); in fp16 it is fp16, and the optimizer
-    copies them. Sharded weights (zero 3) are the fp32 ones themselves.
+    Mixed precision computes with 16-bit weights and keeps fp32 weights beside two moments. In what
+    format gradients are added up is the stack's habit: fp32 mostly, beside bf16 ones in some.
+    Sharded weights (zero 3) are the fp32 ones themselves.
     """
     if work.precision in ("fp32", "tf32") or layout.zero == 3:
         return 4.0, 4.0, 8.0
-    return (2.0, 2.0, 14.0) if work.precision == "fp16" else (2.0, work.software.gradients, 12.0)
+    return 2.0, work.software.gradients if work.precision != "fp16" else 4.0, 12.0
 
 
 def layer_activations(work: Work, layout: Layout, tokens: float) -> float:
@@ -145,6 +147,11 @@ def stage_buffers(work: Work, layout: Layout, c: MemoryCoefficients) -> float:
     residual = layout.tp if layout.sequence_parallel else 1
     tokens = layout.microbatch * work.sequence / layout.cp
     return c.buffers * 2.0 * _wide(work) * tokens * work.shape.width / residual
+
+
+def held_in_flight(flight: float, microbatches: int, c: MemoryCoefficients) -> float:
+    """Micro-batches that a stage holds where its schedule needs `flight`; never more than all."""
+    return min(float(microbatches), 1.0 + c.flight * (flight - 1.0))
 
 
 def in_flight(layout: Layout, microbatches: int) -> float:

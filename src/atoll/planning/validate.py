@@ -30,7 +30,9 @@ Leave = Literal["group", "source"]
 
 SCORED_TIER = "core"
 IMPOSSIBLE = "numbers that no run can have"
-SMALLEST_SWEEP = 3
+SMALLEST_SWEEP = 2
+LARGER = 3
+"""What a sweep has at least: rows in all; rows, or plans, where it must be more than a pair."""
 
 CONFIGURATION = ("count", "seq_len", "gbs_seqs", "mbs", "TP", "PP", "CP", "EP")
 """With source, chip, model and results: columns that tell a run again whatever its row_id."""
@@ -152,7 +154,7 @@ class Validation:
         return Errors.of(found) if found else None
 
     def sweeps(self) -> list[Sweep]:
-        """Every sweep of at least three scored runs with the same batch."""
+        """Every sweep of at least two scored runs with the same batch."""
         groups: dict[tuple[str, int], list[Scored]] = {}
         for one in self.scored:
             if one.row.sweep:
@@ -186,10 +188,11 @@ class Validation:
 
 
 def sweeps_json(sweeps: Sequence[Sweep]) -> dict[str, Any]:
-    """Sweeps as one object; `plans` are those of at least three different plans."""
-    different = [sweep for sweep in sweeps if sweep.plans >= SMALLEST_SWEEP]
+    """Sweeps as one object; `rows` and `plans` are those of at least three rows, or plans."""
+    rows = [sweep for sweep in sweeps if sweep.rows >= LARGER]
+    plans = [sweep for sweep in sweeps if sweep.plans >= LARGER]
     each = [asdict(sweep) for sweep in sweeps]
-    return {**_sweeps(sweeps), "plans": _sweeps(different), "each": each}
+    return {**_sweeps(sweeps), "rows": _sweeps(rows), "plans": _sweeps(plans), "each": each}
 
 
 def _sweeps(sweeps: Sequence[Sweep]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from atoll.training.display import Display
 from atoll.training.exchange import serve_store
 from atoll.training.membership import Crewed
 
+AT_ONCE = ("--grace", "0", "--patience", "0")
+"""Islands of this pilot's own crew end when they are told to, and with the pilot."""
 ADDRESS_FILE = "pilot.json"
 """In the run folder while a pilot is at work: where it listens."""
 ASK_SECONDS = 120.0
@@ -164,9 +167,10 @@ def assemble(  # long: one context, from opening the door to the last goodbye
 
     crewed = Crewed(explain=explain, fence=fence)
     crew = _crew_of(starting, members, logs=logs, on_exit=ended)
-    address = listen or wire.format_address(crew.host, 0)
+    address, old_token = _left_behind(address_file, token_file)
+    address = listen or address or wire.format_address(crew.host, 0)
     try:
-        token = wire.write_token_file(token_file)
+        token = old_token or wire.write_token_file(token_file)
         with wire.Listener(address, token=token, admit=refuse) as listener, crew:
 
             def start(name: str) -> bool:
@@ -175,7 +179,7 @@ def assemble(  # long: one context, from opening the door to the last goodbye
                     return name not in local
                 arguments = _arguments(planned[name], listener.address, token_file)
                 environment = facts.chip(planned[name].chip).environment
-                crew.start(name, [*arguments, "--grace", "0"], environment)
+                crew.start(name, [*arguments, *AT_ONCE], environment)
                 return True
 
             for member in members:
@@ -228,6 +232,18 @@ def _crew_of(
         if not member.dials_in
     }
     return RayCrew(address=starting.address, needs=needs, **common)
+
+
+def _left_behind(address_file: Path, token_file: Path) -> tuple[str | None, str | None]:
+    """Address and token of a pilot that died here: its islands may still wait for another one."""
+    try:
+        address = json.loads(address_file.read_text(encoding="ascii"))["address"]
+        host, port = wire.parse_address(address)
+        with socket.create_server((host, port)):
+            pass  # free: nobody else listens there by now
+        return address, wire.read_token_file(token_file)
+    except (OSError, ValueError, KeyError):
+        return None, None
 
 
 def _write_address(path: Path, address: str) -> None:

@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -23,11 +23,20 @@ import atoll
 from atoll.crew import wire
 from atoll.errors import AtollError, ExchangeError, RunError
 
+FIRST_WAIT = 30.0
+"""Seconds in which a pilot must answer the first call: an island may be started before it."""
+ORPHANED = "orphaned"
+"""Kind of the message that an island writes to itself when its pilot is gone."""
+
 
 class Obeying(Protocol):
     """What dials in: it obeys one message at a time, until `handle` returns False."""
 
     post: Callable[[wire.Message], None]
+    send: Callable[..., None]
+
+    def holds(self) -> dict[str, Any] | None:
+        """What it could go on with under another pilot."""
 
     def handle(self, message: wire.Message) -> bool:
         """Obey one message."""
@@ -43,14 +52,8 @@ def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
     the pilot and to this process's own output.
     """
     options = _parse(argv)
-    connection, _ = wire.dial(
-        options.pilot,
-        token=wire.read_token_file(options.token_file),
-        name=options.name,
-        torch=torch.__version__,
-        facts={"chip": options.chip, "lanes": options.lanes, "threads": options.threads},
-        version=atoll.__version__,
-    )
+    connection = _dial(options, wait=FIRST_WAIT, holds=None)
+    island = None
     try:
         island = island_type(
             chip=options.chip,
@@ -60,13 +63,13 @@ def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
             hosts=_hosts(options.pilot),
             send=connection.send,
         )
-        inbox = _watch(connection, island.notice)
-        island.post = inbox.put
-        _beat(connection)
         if options.grace > 0:
-            _leave_on_request(connection, options.grace)
-        while island.handle(inbox.get()):
-            pass
+            _leave_on_request(island, options.grace)
+        while _obey(island, connection, patient=options.patience > 0):
+            connection.close()
+            log(f"the pilot is gone; waiting {options.patience:g} s for another one")
+            connection = _dial(options, wait=options.patience, holds=island.holds())
+            island.send = connection.send
     except Exception as error:
         text = traceback.format_exc()
         log(text)
@@ -84,6 +87,46 @@ def run_island(argv: Sequence[str], island_type: Callable[..., Obeying]) -> int:
     return 0
 
 
+def _dial(
+    options: argparse.Namespace, *, wait: float, holds: dict[str, Any] | None
+) -> wire.Connection:
+    """A connection to the pilot, tried for `wait` seconds; `holds` is what this island has kept."""
+    facts = {"chip": options.chip, "lanes": options.lanes, "threads": options.threads}
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return wire.dial(
+                options.pilot,
+                token=wire.read_token_file(options.token_file),
+                name=options.name,
+                torch=torch.__version__,
+                facts=facts | ({} if holds is None else {"holds": holds}),
+                version=atoll.__version__,
+                timeout=max(1.0, min(FIRST_WAIT, deadline - time.monotonic())),
+            )[0]
+        except AtollError:
+            # A pilot that comes back writes its token and opens its door in its own time.
+            if holds is None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _obey(island: Obeying, connection: wire.Connection, *, patient: bool) -> bool:
+    """Obey the pilot at the other end; False after its last word, True if it is gone."""
+    inbox = _watch(connection, island.notice, patient=patient)
+    island.post = inbox.put
+    _beat(connection)
+    while (message := inbox.get()).kind != ORPHANED:
+        try:
+            if not island.handle(message):
+                return False
+        except wire.ConnectionClosed:
+            if not patient:
+                raise
+            # It answered a pilot that is gone: the word of that is in the inbox, or soon will be.
+    return True
+
+
 def _beat(connection: wire.Connection) -> None:
     """Say in a thread that this process lives, whatever else it does."""
 
@@ -96,13 +139,13 @@ def _beat(connection: wire.Connection) -> None:
     threading.Thread(target=beat, name="heartbeat", daemon=True).start()
 
 
-def _leave_on_request(connection: wire.Connection, grace: float) -> None:
+def _leave_on_request(island: Obeying, grace: float) -> None:
     """SIGTERM asks the pilot to let this island go; after `grace` seconds it goes in any case."""
 
     def ask(_number: int, _frame: object) -> None:
         def wait() -> None:
             with contextlib.suppress(AtollError):
-                connection.send("leaving")
+                island.send("leaving")
             time.sleep(grace)
             log(f"nobody let this island go within {grace:g} s; it ends")
             os._exit(143)
@@ -114,10 +157,10 @@ def _leave_on_request(connection: wire.Connection, grace: float) -> None:
 
 
 def _watch(
-    connection: wire.Connection, notice: Callable[[wire.Message], None]
+    connection: wire.Connection, notice: Callable[[wire.Message], None], *, patient: bool
 ) -> queue.SimpleQueue[wire.Message]:
-    """Read messages in a thread; a pilot that is gone ends this process at once, whatever it
-    computes. `notice` sees each message the moment it arrives.
+    """Read messages in a thread; `notice` sees each the moment it arrives. A pilot that is gone
+    ends this process at once, whatever it computes; a `patient` island is told instead.
     """
     inbox: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
 
@@ -132,6 +175,11 @@ def _watch(
                 notice(message)
                 inbox.put(message)
         except (AtollError, OSError) as error:
+            if patient and last != "failed":
+                orphaned = wire.Message(ORPHANED, {}, peer="this island")
+                notice(orphaned)
+                inbox.put(orphaned)
+                return
             log(f"no pilot any more ({error}); this island ends")
             os._exit(1)
 
@@ -178,5 +226,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=30.0,
         help="seconds that SIGTERM leaves to hand over; 0 ends at once",
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=600.0,
+        help="seconds to wait for another pilot when this one dies; 0 ends at once",
     )
     return parser.parse_args(argv[1:] if argv[:1] == ["island"] else list(argv))

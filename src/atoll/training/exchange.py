@@ -74,6 +74,7 @@ class Exchange:
         group. ExchangeError if they do not find one another in time.
         """
         self._called_away.clear()
+        self._parked = [item for item in self._parked if not item[0][0].ended]
         self._group = None  # dropping the last reference closes the old group's sockets
         if size == 1:
             return
@@ -180,6 +181,11 @@ class OpenExchange:
             if self._broken:
                 raise ExchangeError(f"the exchange with the other islands failed: {self._broken}")
             self._pending.clear()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing that was sent can still write into `into`."""
+        return all(work.is_completed() for work, _, _ in self._pending)
 
     def _wait(self, work: Any) -> None:
         while not work.is_completed():

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from atoll.crew import wire
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, open_shards
+from atoll.digest import digest_of
 from atoll.errors import CheckpointError, ExchangeError, InputError, RunError
 from atoll.recipe import Recipe
 from atoll.training import checkpoint, examination
@@ -50,6 +51,10 @@ class Island(Replica):
         self._writer: checkpoint.Writer | None = None
         self._open_exchange: OpenExchange | None = None
         self.healing = False
+        self._told = ""  # digest of what it was prepared with
+        self.committed = self.committed_digest = self._summed = 0
+        self.pilot_state: dict[str, Any] | None = None
+        """What the pilot had to know after the step that was committed last."""
         self.post: Callable[[wire.Message], None] = _nowhere
         """Puts a message into this island's own inbox, from any thread; set by who runs it."""
 
@@ -66,8 +71,13 @@ class Island(Replica):
         store_port: int,
     ) -> None:
         """Build the model with its initial weights, prove the arithmetic, say what kind the lanes
-        are.
+        are. An island that already holds the weights of this very run keeps them.
         """
+        told = digest_of([recipe, vocab, list(widths), shards, run])
+        if self._told == told:
+            self._present(store_port)
+            return
+        self._told = told
         self.recipe = Recipe.from_dict(recipe)
         self.model = self.recipe.model.with_vocab(vocab)
         self.run_folder = Path(run)
@@ -83,21 +93,38 @@ class Island(Replica):
         failed = self.backend.prove_exact(self.device_index)
         self.updates_on_host = bool(failed) and self.device.type != "cpu"
         self._build(widths)
+        self.committed, self.pilot_state = 0, None
+        probes, seconds = self._probe(batch.grain, context, vocab)
+        memory = self.backend.memory(self.device_index)
+        self._proof = {
+            "lane_kind": self._kind(probes),
+            "probes": probes,
+            "grain_seconds": seconds,
+            "failed": failed,
+            "updates_on_host": self.updates_on_host,
+            "memory": {"free": memory.free, "total": memory.total},
+        }
+        self._present(store_port)
+
+    def _present(self, store_port: int) -> None:
+        """Say what this island is, and after which step it holds which weights."""
         self.exchange = Exchange(
             store_host=self._hosts[1], store_port=store_port, local_host=self._hosts[0]
         )
-        probes, seconds = self._probe(batch.grain, context, vocab)
-        memory = self.backend.memory(self.device_index)
         self.send(
             "ready",
-            lane_kind=self._kind(probes),
-            probes=probes,
-            grain_seconds=seconds,
-            failed=failed,
-            updates_on_host=self.updates_on_host,
+            **self._proof,
             fingerprint=self.fingerprint(),
-            memory={"free": memory.free, "total": memory.total},
+            step=self.committed,
+            state=self.pilot_state,
+            sum_digest=self.committed_digest,
         )
+
+    def holds(self) -> dict[str, Any] | None:
+        """After which step it could go on under another pilot; None if it has nothing whole."""
+        if self.healing or not self._told:
+            return None
+        return {"step": self.committed}
 
     def join(self, *, epoch: int, rank: int, size: int) -> None:
         """Enter the exchange group of an epoch; the sums of the open step stay as they are."""
@@ -124,7 +151,7 @@ class Island(Replica):
 
     def notice(self, message: wire.Message) -> None:
         """See a message the moment it arrives, from the inbox's thread, before its turn."""
-        if message.kind == "join" and hasattr(self, "exchange"):
+        if message.kind in ("join", "orphaned") and hasattr(self, "exchange"):
             self.exchange.cancel()
 
     def restore(self, *, step: int) -> None:
@@ -145,6 +172,7 @@ class Island(Replica):
             for group, live in self._groups().items():
                 saved.load_into(group, live)
             self._sync_masters()
+        self.committed, self.pilot_state = step, None
         self.send("restored", step=step, fingerprint=self.fingerprint())
 
     # ------------------------------------------------------------------ a step
@@ -167,14 +195,10 @@ class Island(Replica):
         """
         started = time.perf_counter()
         grains = grains_in(ranges)
+        # Of an attempt that was given up; or what has left already lacks the grains that come now.
+        self._leave_exchange()
         if fresh:
-            try:
-                self._finish_exchange()  # of an attempt that was given up: it still reads the sums
-            except ExchangeError:
-                self._leave_exchange()
             self.accumulator.start(exponents)
-        else:
-            self._leave_exchange()  # what has left already lacks the grains that come now
         added = None
         if exchange and not self._alone:
             self._open_exchange = self.exchange.begin(
@@ -188,6 +212,7 @@ class Island(Replica):
         loads = [0] * len(self.names)
         for result in results:
             loads = [a + b for a, b in zip(loads, result.loads, strict=True)]
+        self._summed = self._digest(self.accumulator.sums)
         probe = [[r.grain, f"{r.digest:016x}"] for r in results if r.digest is not None]
         self.send(
             "result",
@@ -199,7 +224,7 @@ class Island(Replica):
             tokens=len(results) * self.recipe.batch.grain * self.model.context,
             not_finite=[[r.grain, r.not_finite] for r in results if r.not_finite],
             probe=probe[0] if probe else None,
-            sum_digest=self._digest(self.accumulator.sums),
+            sum_digest=self._summed,
             lane_seconds=[r.seconds for r in results],
             seconds=time.perf_counter() - started,
         )
@@ -250,6 +275,8 @@ class Island(Replica):
             self._leave_exchange()
             self.send("exchanged", step=step, epoch=epoch, ok=False, squares=[], sum_digest=None)
             return
+        if not self._alone:
+            self._summed = self._digest(self.exchanged)
         squares = self._parallel(square_sum, self.exchanged.views)
         self.send(
             "exchanged",
@@ -257,7 +284,7 @@ class Island(Replica):
             epoch=epoch,
             ok=True,
             squares=[[s.total, s.shift] for s in squares],
-            sum_digest=None if self._alone else self._digest(self.exchanged),
+            sum_digest=None if self._alone else self._summed,
         )
 
     def _finish_exchange(self) -> None:
@@ -265,8 +292,11 @@ class Island(Replica):
             self._open_exchange.finish()
             self._open_exchange = None
 
-    def commit(self, *, step: int, scalars: dict[str, Any]) -> None:
-        """Update the weights: the step stands in the ledger now."""
+    def commit(self, *, step: int, scalars: dict[str, Any], state: dict[str, Any]) -> None:
+        """Update the weights: the step stands in the ledger now. `state` is the pilot's own, kept
+        for another one if it dies.
+        """
+        self.committed, self.pilot_state, self.committed_digest = step, state, self._summed
         if self.healing:
             kept = self.exchanged.like()
             for width, flat in kept.flats.items():

@@ -88,12 +88,16 @@ class Joining:
             with contextlib.suppress(wire.ConnectionClosed):
                 wish.connection.send("answer", text=text)
 
+    def expect(self, member: Member) -> None:
+        """A member that has proved itself but does not hold the weights: it is healed in turn."""
+        self._candidates[member.name] = Candidate(member, time.monotonic(), ready=True)
+
     def let_go(self, name: str) -> bool:
         """Let a member leave between two steps; False if it is none, or the last one."""
         crew = self._pilot.crew
-        if name not in crew.members or len(crew.members) < 2:
+        self._pilot.settle()  # whoever is lost in it neither leaves nor stays
+        if name not in crew.members or not set(self._pilot.whole()) - {name}:
             return False
-        self._pilot.settle()
         crew.release(name)
         return True
 
@@ -166,5 +170,6 @@ class Joining:
         if self._pilot.fingerprints.get(step) != message["fingerprint"]:
             crew.drop(name, "corrupt", f"after healing its weights of step {step} are others")
             return
-        crew.members[name].healing = False
-        self._note("healed", island=name, step=step)
+        if name in crew.members:
+            crew.members[name].healing = False
+            self._note("healed", island=name, step=step)

@@ -97,6 +97,7 @@ class Crewed:
         """Starts an island of this machine again; False while its old process has not ended."""
         self._late: list[tuple[str, wire.Message]] = []
         self.finished: set[str] = set()
+        self._paces: deque[float] = deque(maxlen=SPEED_WINDOW)
 
     def listen_to(self, listener: wire.Listener) -> None:
         """Hear what islands say at this door."""
@@ -164,8 +165,12 @@ class Crewed:
         return name in self._names
 
     def follow_pace(self, step_seconds: float) -> None:
-        """Set the patience from the measured time of a step."""
-        self.patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, 3.0 * step_seconds))
+        """Set the patience from the median time of the last steps: one in which somebody was waited
+        for must not make the next wait longer.
+        """
+        self._paces.append(step_seconds)
+        usual = sorted(self._paces)[len(self._paces) // 2]
+        self.patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, 3.0 * usual))
 
     def _look_for_silence(self) -> None:
         now = time.monotonic()

@@ -67,6 +67,7 @@ class Pilot:
         self.epoch = 0
         self._grouped: tuple[str, ...] = ()
         self._turns = 0
+        self.held: dict[str, Any] = {}  # what islands say that hold the weights of a later step
         self.fingerprints: dict[int, str] = {}  # of the weights after the last steps
         self._pending_update = False
 
@@ -113,7 +114,9 @@ class Pilot:
             member.failed_operations = answer["failed"]
             member.updates_on_host = answer["updates_on_host"]
             member.seconds.append(answer["grain_seconds"])
-        self.fingerprint = check_replicas(0, {n: a["fingerprint"] for n, a in ready.items()})
+        self.held = {name: answer for name, answer in ready.items() if answer["step"]}
+        if not self.held:
+            self.fingerprint = check_replicas(0, {n: a["fingerprint"] for n, a in ready.items()})
 
     def form_group(self) -> None:
         """Let all members meet for the exchange, in a new epoch; again if one is lost meanwhile."""
@@ -145,6 +148,14 @@ class Pilot:
                     f"{self.fingerprint[:16]}, its state says {str(state['fingerprint'])[:16]}"
                 )
         self.step = step
+
+    def take_over(self, step: int, names: Sequence[str]) -> None:
+        """Go on after `step` with what these islands hold: a pilot before this one died."""
+        told = {name: self.held[name]["fingerprint"] for name in names}
+        self.step = step
+        self._remember(check_replicas(step, told))
+        state = self.held[names[0]]["state"]
+        self.exponents = exp.Exponents.restore(self.widths, state["exponents"])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the tensors; settle first."""
@@ -208,18 +219,26 @@ class Pilot:
                 raise error
             if error is not None:
                 open_step.seen_not_finite = True
-                open_step.again(self._whole_split(open_step))
+                self._again(open_step, measuring=measuring)
                 continue
             totals = add_up(open_step.held)
             if not measuring and not self.exponents.overflown(totals.loads):
                 return totals
             self.exponents.current = self.exponents.retry(totals.loads)
             open_step.num_requantised += not measuring
-            open_step.again(self._whole_split(open_step))
+            self._again(open_step, measuring=measuring)
             measuring = False
         raise RunError(
             f"step {open_step.step} still overflows after {MOST_ATTEMPTS} attempts: a bug in Atoll"
         )
+
+    def _again(self, open_step: OpenStep, *, measuring: bool) -> None:
+        """Begin another attempt, in a new group if the exchange of this one has begun: its end must
+        not be waited for, because somebody may be lost who has not sent yet.
+        """
+        open_step.again(self._whole_split(open_step))
+        if not measuring:
+            self._grouped = ()
 
     def _whole_split(self, open_step: OpenStep) -> Mapping[str, shares.Ranges]:
         """All grains once more: as they were planned, or by speed if an island is gone since."""
@@ -388,7 +407,8 @@ class Pilot:
         """
         self.exponents.commit(self._loads)
         self.step += 1
-        self.crew.tell_all("commit", step=self.step, scalars=values)
+        state = {"exponents": self.exponents.state()}
+        self.crew.tell_all("commit", step=self.step, scalars=values, state=state)
         self._pending_update = True
 
     # ------------------------------------------------------------------ beside the steps

@@ -7,7 +7,6 @@ machine alone unless told otherwise.
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -57,7 +56,7 @@ class PrometheusDisplay:
         registry.register(_Collector(self))
         try:
             self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        except (OSError, socket.gaierror) as error:
+        except OSError as error:
             raise InputError(
                 f"cannot listen there: {error.strerror or error}",
                 key="--metrics",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +24,10 @@ from atoll.training.metrics import Metrics
 from atoll.training.opening import open_or_create, sampler_of, text_of
 from atoll.training.pilot import Pilot
 from atoll.training.result import TrainResult
+from atoll.training.roster import Roster
 from atoll.training.step import finite
 from atoll.training.target import Target, resolve
 
-STRIKES = 3
-"""How often an island may be lost before it is put out for good."""
 DEFAULT_CACHE = Path.home() / ".cache" / "atoll"
 
 
@@ -88,6 +87,18 @@ def train(
         return session.run(listen=listen, starting=starting or Starting())
 
 
+def _proved(lines: Sequence[LedgerLine], told: Mapping[str, Any]) -> bool:
+    """Whether the ledger says that an island holds what it says: the next line has the fingerprint
+    of its weights, or, of the last step, the line itself the digest of its sums.
+    """
+    step = told["step"]
+    if step > len(lines):
+        return False
+    if step < len(lines):
+        return lines[step].fingerprint == told["fingerprint"]
+    return lines[step - 1].sum_digest == f"{told['sum_digest']:016x}"
+
+
 def _weight(share: float | None) -> float:
     """The weight of an island's share; one that joined without a share counts as 1."""
     return 1.0 if share is None else share
@@ -117,8 +128,6 @@ class _Session:
         self.loss: float | None = None
         self.val_loss: float | None = None
         self.interrupted = threading.Event()
-        self._to_restart: list[str] = []
-        self._strikes: Counter[str] = Counter()
         self._seconds_here = 0.0
         self._tokens_here = 0
 
@@ -139,13 +148,16 @@ class _Session:
             interruptible(self.interrupted),
         ):
             self.pilot = Pilot(recipe=self.recipe, model=self.model, crew=crew)
-            self.keeping = Keeping(
+            self.roster = Roster(
+                self.pilot, folder=self.folder, events=self.events, say=self.display.say
+            )
+            self.keeping = self.roster.keeping = Keeping(
                 self.pilot,
                 folder=self.folder,
                 members=self.members,
                 events=self.events,
                 told=lambda: {"loss": self.loss, "val_loss": self.val_loss},
-                note_losses=self._note_losses,
+                note_losses=self.roster.note_losses,
                 say=self.display.say,
             )
             self._announce_bits()
@@ -186,7 +198,7 @@ class _Session:
                     f"round {', '.join(member.failed_operations)} as IEEE 754 asks"
                 )
         self.contract = pilot.contract()
-        self.joining = Joining(
+        self.joining = self.roster.joining = Joining(
             pilot,
             prepare={
                 "recipe": self.recipe.as_dict(),
@@ -194,7 +206,7 @@ class _Session:
                 **given,
             },
             bitwise=lambda: self.contract == "bitwise",
-            note=self._note_change,
+            note=self.roster.note_change,
         )
         self._resume()
         self._note_kinds()
@@ -228,6 +240,8 @@ class _Session:
         """Take up the newest good checkpoint and cut the ledger back to it."""
         lines = self.ledger.read()
         steps = checkpoint.list_steps(self.folder.checkpoints_path)
+        if self._take_over(lines, steps[-1] if steps else 0):
+            return
         if not steps:
             if lines:
                 self.display.say("no checkpoint yet: the run begins again at step 1")
@@ -249,6 +263,30 @@ class _Session:
         self.keeping.saved_steps.add(saved.step)
         self.display.say(f"resumed after step {saved.step}")
 
+    def _take_over(self, lines: Sequence[LedgerLine], kept: int) -> bool:
+        """Go on from what islands of a pilot that died still hold, if the ledger proves it right
+        and no checkpoint is newer; the others are healed. False if nobody holds anything of use.
+        """
+        pilot = self.pilot
+        found: dict[int, list[str]] = {}
+        for name, told in pilot.held.items():
+            step = told["step"]
+            if step < kept or told["state"] is None or not _proved(lines, told):
+                continue
+            found.setdefault(step, []).append(name)
+        if not found:
+            return False
+        step = max(found)
+        pilot.take_over(step, found[step])
+        for name in [name for name in pilot.crew.members if name not in found[step]]:
+            self.joining.expect(pilot.crew.members.pop(name))
+        self._roll_back(step)
+        self.loss = lines[step - 1].loss
+        names = ", ".join(found[step])
+        self.display.say(f"island {names} waited with the weights after step {step}: going on")
+        self.events.append("taken_over", step=step, islands=found[step])
+        return True
+
     def _roll_back(self, step: int) -> None:
         dropped = self.ledger.truncate_after(step)
         if dropped:
@@ -264,7 +302,7 @@ class _Session:
         started = time.perf_counter()
         pilot.crew.elastic = True
         while pilot.step < self.last_step and not self.interrupted.is_set():
-            self._between_steps()
+            self.roster.between_steps()
             line, values = pilot.open_step(self._ranges(pilot.step + 1))
             self.ledger.append(line)
             pilot.commit(values)
@@ -279,49 +317,6 @@ class _Session:
             self.keeping.collect()
             self._seconds_here = time.perf_counter() - started
             self._show(line)
-
-    def _between_steps(self) -> None:
-        """Who is gone, who leaves, who joins."""
-        self._note_losses()
-        self.keeping.save_again()
-        self._restart()
-        self.joining.between_steps()
-        self._note_losses()
-
-    def _note_change(self, kind: str, **fields: Any) -> None:
-        """Write down what happened to an island, and tell it."""
-        self.events.append(kind, **fields)
-        words = {
-            "joined": "joins and is being healed",
-            "healed": "holds the weights and gets grains",
-            "refused": f"is refused: {fields.get('reason')}",
-            "restarted": "is started again",
-        }
-        self.display.say(f"island {fields['island']!r} {words[kind]}")
-
-    def _restart(self) -> None:
-        """Start an island of this machine again that was lost, but not for ever."""
-        for name in list(self._to_restart):
-            if self.pilot.crew.restart(name):
-                self._to_restart.remove(name)
-                self._note_change("restarted", island=name, step=self.pilot.step)
-
-    def _note_losses(self) -> None:
-        """Tell and write down who is gone since the last step."""
-        crew = self.pilot.crew
-        while crew.losses:
-            loss = crew.losses.pop(0)
-            how = {"hung": "is silent", "corrupt": "computed something else", "left": "has left"}
-            self.display.say(
-                f"island {loss.name!r} {how.get(loss.how, 'is gone')}: {loss.reason}; "
-                f"{len(crew.members)} go on, no step is lost"
-            )
-            self._strikes[loss.name] += 1
-            if loss.how != "left" and self._strikes[loss.name] < STRIKES:
-                self._to_restart.append(loss.name)
-            self.events.append(
-                loss.how, island=loss.name, reason=loss.reason[-2000:], step=loss.step
-            )
 
     def _ranges(self, step: int) -> dict[str, shares.Ranges]:
         """The split of a step: by the plan's rule, over the members that are here."""
@@ -442,6 +437,8 @@ class _Session:
     def _fail(self, error: AtollError) -> None:
         step = self.pilot.step
         self.events.append("failed", step=step, reason=str(error))
+        with suppress(AtollError):  # nobody shall wait for another pilot of a run that has failed
+            self.pilot.crew.tell_all("failed", reason=f"the run has stopped: {error}"[:500])
         steps = checkpoint.list_steps(self.folder.checkpoints_path)
         kept = (
             f"its last checkpoint is of step {steps[-1]}" if steps else "it has no checkpoint yet"
