@@ -24,7 +24,7 @@ from atoll.training.healing import Gift
 from atoll.training.island import Island
 from atoll.training.lane import GrainResult
 
-VERSION, TOKEN, BEAT = "many", "t" * 32, 0.04
+VERSION, TOKEN, BEAT = "many", "t" * 32, 0.1
 PRIME = 2**61 - 1
 MEETING_SECONDS = 0.08
 """How long members look for one another, where gloo takes 10 s."""

@@ -14,7 +14,6 @@ from tests.cpu.many_islands import (
     JOINING_POINTS,
     POINTS,
     TOKEN,
-    VERSION,
     Meeting,
     ThreadExchange,
     ThreadIsland,
@@ -49,8 +48,8 @@ def hasty():
         patch.setattr(island, "Exchange", ThreadExchange)
         patch.setattr(pilot, "GRACE", 0.05)
         patch.setattr(pilot, "LEAST_EXCHANGE", 1.0)
-        patch.setattr(membership, "TICK", 0.02)
-        patch.setattr(membership, "LEAST_PATIENCE", 0.3)
+        patch.setattr(membership, "TICK", 0.05)
+        patch.setattr(membership, "LEAST_PATIENCE", 0.5)
         yield
 
 
@@ -172,7 +171,7 @@ class Weather:
             drawn.choice(sound).lies_about = drawn.choice(["sums", "weights"])
         elif not liars:
             for one in drawn.sample(sound, max(0, min(drawn.choice([0, 1, 2, 3]), len(sound) - 1))):
-                how = drawn.choices(["die", "raise", "hang", "stall", "leave"], [8, 3, 1, 4, 3])[0]
+                how = drawn.choices(["die", "raise", "hang", "stall", "leave"], [8, 3, 1, 2, 3])[0]
                 one.doom = (*drawn.choice(POINTS), how)
         names = {one.name for one in run.living()}
         while len(names) < 6:
@@ -180,7 +179,10 @@ class Weather:
             name = drawn.choice(free)
             doom = None
             if not liars and drawn.random() < 0.3:
-                doom = (*drawn.choice(JOINING_POINTS), drawn.choice(["die", "die", "raise", "hang"]))
+                doom = (
+                    *drawn.choice(JOINING_POINTS),
+                    drawn.choice(["die", "die", "raise", "hang"]),
+                )
             run.start(name, local=drawn.random() < 0.6, doom=doom)
             names.add(name)
 
@@ -219,12 +221,92 @@ def expected(hasty):
     return quiet(NUM_STEPS)
 
 
-@pytest.mark.parametrize("first_seed", [0, NUM_RUNS])
-def test_stormy_runs_have_the_bits_of_a_quiet_one(expected, first_seed):
+def test_stormy_runs_have_the_bits_of_a_quiet_one(expected):
     with ThreadPoolExecutor(NUM_RUNS) as pool:
-        seeds = range(first_seed, first_seed + NUM_RUNS)
-        told = pool.map(lambda seed: live_through(seed, NUM_STEPS, expected), seeds)
+        told = pool.map(lambda seed: live_through(seed, NUM_STEPS, expected), range(NUM_RUNS))
         happened = sum(told, Counter())
     print(dict(happened))
-    assert sum(happened.values()) > 500
-    assert set(happened) >= {"die", "raise", "hang", "stall", "leave", "sums", "joined", "healed"}
+    assert sum(happened.values()) > 600
+    assert set(happened) >= {"die", "raise", "hang", "leave", "sums", "healed"}
+
+
+def gone(run):
+    """Who is gone and how, since the last call."""
+    losses, run.crewed.losses = run.crewed.losses, []
+    return [(loss.name, loss.how) for loss in losses]
+
+
+@pytest.fixture
+def run(hasty):
+    run = Run(1, num_islands=3)
+    yield run
+    run.end()
+
+
+def by_name(run, name):
+    return next(one for one in run.living() if one.name == name)
+
+
+def grown_to(run, count):
+    """Steps until so many islands hold the weights."""
+    for _ in range(200):
+        if len(run.pilot.whole()) == count:
+            return
+        run.step()
+    raise AssertionError(f"still {list(run.pilot.whole())}")
+
+
+def overflowing(expected):
+    """A step that is computed twice because of an overflow."""
+    return next(line["step"] for line in expected if line["requantised"])
+
+
+def test_who_is_silent_after_an_overflow_holds_up_nobody(run, expected):
+    """Its sums of the first attempt never leave, and its process cannot be ended from here."""
+    last = overflowing(expected) - 1
+    run.start("guest", local=False)
+    grown_to(run, 4)
+    while run.pilot.step < last:
+        run.step()
+    by_name(run, "guest").doom = ("assign", "after", "hang")
+    run.step()
+    assert gone(run) == [("guest", "hung")]
+    assert [bits(line) for line in run.lines] == expected[: last + 1]
+
+
+def test_the_last_whole_island_does_not_leave_while_another_heals(run):
+    run.step()
+    for name in ("i1", "i2"):
+        assert run.joining.let_go(name)
+    run.start("late", local=False, doom=("fetched", "before", "hang"))
+    while "late" not in run.crewed.members:
+        run.step()
+    assert not run.joining.let_go("i0")
+    run.step()
+
+
+def test_an_island_that_dies_when_it_says_that_it_is_healed(run):
+    run.step()
+    run.start("late", local=False, doom=("fetched", "after", "die"))
+    while "late" not in [name for name, _ in gone(run)]:
+        run.step()
+
+
+def test_a_name_that_has_left_may_come_back_and_die(run):
+    run.step()
+    assert run.joining.let_go("i1") and run.joining.let_go("i2")
+    run.start("i2", local=False)
+    grown_to(run, 2)
+    assert sorted(gone(run)) == [("i1", "left"), ("i2", "left")]
+    by_name(run, "i2").die()
+    run.step()
+    assert gone(run) == [("i2", "died")]
+
+
+def test_a_wait_for_somebody_silent_does_not_make_the_next_one_longer(run):
+    for _ in range(5):
+        run.step()
+    usual = run.crewed.patience
+    by_name(run, "i2").doom = ("exchange", "before", "hang")
+    run.step()
+    assert run.lines[-1].seconds > usual and run.crewed.patience == usual

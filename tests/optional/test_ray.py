@@ -130,8 +130,8 @@ def node_of(pid):
 
 def pids_of(run, name="*"):
     """The processes of a run's islands that live now, by name."""
-    found = {path.name.split("-")[1]: int(path.name.split("-")[2]) for path in run.glob("pid-*")}
-    return {one: pid for one, pid in found.items() if is_running(pid)}
+    found = [path.name.split("-") for path in run.glob(f"pid-{name}-*")]
+    return {name: int(pid) for _, name, pid in found if is_running(int(pid))}
 
 
 # Whole runs
@@ -225,7 +225,7 @@ def test_the_island_of_a_killed_node_goes_on_on_a_new_one(
     assert "b" in ledger_of(run)[-1].grains, "it computes again"
 
 
-def test_an_island_that_dials_in_belongs_to_the_same_run(on_ray, forty, tmp_path):
+def test_an_island_that_dials_in_belongs_to_the_same_run(on_ray, eighty, tmp_path):
     from tests.processes.test_come_and_go import dial_in
 
     run = tmp_path / "run"
@@ -236,7 +236,7 @@ def test_an_island_that_dials_in_belongs_to_the_same_run(on_ray, forty, tmp_path
         island.send_signal(signal.SIGTERM)
         assert island.wait(30) == 0, island.stdout.read()
 
-    same_run(while_running(on_ray, run, act, fleet="two"), forty)
+    same_run(while_running(on_ray, run, act, fleet="two", steps=80), eighty)
     assert events_of(run, "joined", "left") == [("joined", "guest"), ("left", "guest")]
 
 
@@ -331,7 +331,6 @@ def test_kill_and_stop_leave_nobody(three_nodes, tmp_path):
         a, b = crew.told("a"), crew.told("b")
         crew.kill("a")
         assert crew.end("a") == -signal.SIGKILL and crew.running() == ["b"]
-        assert "ray.kill" in crew.log_tail("a")
         wait_until(lambda: not any(is_running(a[key]) for key in ("pid", "child", "preloader")))
         assert is_running(b["pid"])
     wait_until(lambda: not any(is_running(b[key]) for key in ("pid", "child", "preloader")))

@@ -29,6 +29,8 @@ SITE = "site:"
 """Before a site's name: the custom resource of a node that stands there."""
 LOOK_SECONDS = 0.2
 """Between two looks at what an island has written."""
+KILL_SECONDS = 2.0
+"""How long an actor may take to kill its island; then it is killed itself."""
 
 _CRUMB = 0.001  # of a site's resource: it only says where, and is never used up
 _TOKEN_FILE = "--token-file"
@@ -61,7 +63,20 @@ class _Island:
 
 
 class Berth:
-    """The actor beside one island process, on its node; the process dies with it."""
+    """The actor beside one island process, on its node; the process dies with it.
+
+    Where the actor ends by force (its node dies), what the island itself had started may be left;
+    Atoll's islands start nothing.
+    """
+
+    def __init__(self) -> None:
+        self._local: LocalCrew | None = None
+        self._name = ""
+
+    def kill(self) -> None:
+        """Kill the island and its children; `run` then ends."""
+        if self._local is not None:
+            self._local.kill(self._name)
 
     def run(
         self, name: str, argv: Sequence[str], *, crew: Mapping[str, Any],
@@ -80,6 +95,7 @@ class Berth:
                 argv += [_TOKEN_FILE, str(folder / "token")]  # the last one counts
             with LocalCrew(logs=folder, **crew) as local:
                 local.start(name, argv, environment)
+                self._name, self._local = name, local
                 num_read, ended = 0, False
                 while not ended:
                     ended = local.wait(LOOK_SECONDS)
@@ -129,7 +145,12 @@ class RayCrew:
     def __enter__(self) -> Self:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._sited = any(key.startswith(SITE) for node in nodes for key in node)
-        _require_room({name: self._resources(name) for name in self._needs}, self._needs, nodes)
+        asked = {name: self._resources(name) for name in self._needs}
+        try:
+            _require_room(asked, self._needs, nodes)
+        except InputError:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +194,11 @@ class RayCrew:
     def _options(self, name: str) -> dict[str, Any]:
         """The options of an actor: its resources, and the node of its island."""
         asked = self._resources(name)
-        options: dict[str, Any] = {"max_restarts": 0, "num_cpus": asked.pop("CPU")}
+        options: dict[str, Any] = {
+            "max_restarts": 0,
+            "max_concurrency": 2,
+            "num_cpus": asked.pop("CPU"),
+        }
         if "GPU" in asked:
             options["num_gpus"] = asked.pop("GPU")
         options["resources"] = asked
@@ -226,11 +251,22 @@ class RayCrew:
         return "\n".join(text.splitlines()[-num_lines:])
 
     def kill(self, name: str) -> None:
-        """Kill `name` and its children at once, by killing its actor."""
+        """Kill `name` and its children at once; nothing happens if it has ended.
+
+        Its actor does it; one that does not answer, or has no node yet, is killed itself.
+        """
         with self._lock:
             island = self._islands[name]
         if island.status is None:
-            self._ray.kill(island.actor)
+            threading.Thread(target=self._kill, args=(island,), daemon=True).start()
+
+    def _kill(self, island: _Island) -> None:
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            killed = island.actor.kill.remote()
+            self._ray.wait([killed], timeout=KILL_SECONDS)
+            if island.thread is not None:
+                island.thread.join(KILL_SECONDS)
+        self._ray.kill(island.actor)
 
     def wait(self, seconds: float) -> bool:
         """Wait for at most `seconds` until all islands have ended by themselves; True if so."""

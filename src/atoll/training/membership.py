@@ -199,6 +199,7 @@ class Crewed:
             if isinstance(what, wire.Arrival) and self.elastic and name not in self._names:
                 self.arrivals.append(what)
                 self._names.add(name)
+                self.finished.discard(name)  # an island of its name has left before
                 continue
             if name not in self._names:
                 _turn_away(name, what)
