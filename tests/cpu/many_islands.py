@@ -215,6 +215,8 @@ class ThreadIsland(Island):
         self.dead, self.hung = threading.Event(), threading.Event()
         self.doing, self.said = "dialling", ""
         self.gift_doors = []
+        self.fetches = threading.Event()  # cleared: the state that heals it does not arrive
+        self.fetches.set()
         self.inbox = queue.SimpleQueue()
         thread = threading.Thread(target=self.live, name=name, daemon=True)
         thread.island = self
@@ -235,7 +237,7 @@ class ThreadIsland(Island):
             chip="cpu", lanes=1, threads=1, device_index=0,
             hosts=("127.0.0.1", "127.0.0.1"), send=self.say,
         )  # fmt: skip
-        self.post = self.inbox.put
+        self.post = self.fetch
         for target in (self.read, self.beat):
             threading.Thread(target=target, daemon=True).start()
         try:
@@ -262,6 +264,11 @@ class ThreadIsland(Island):
             self.boundary(message.kind, "after")
             if not going_on:
                 return
+
+    def fetch(self, message):
+        while not self.fetches.wait(0.05):
+            self.check_alive()
+        self.inbox.put(message)
 
     def read(self):
         last = ""

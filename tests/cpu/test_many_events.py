@@ -247,58 +247,58 @@ def by_name(run, name):
     return next(one for one in run.living() if one.name == name)
 
 
-def grown_to(run, count):
-    """Steps until so many islands hold the weights."""
-    for _ in range(200):
-        if len(run.pilot.whole()) == count:
+def step_until(run, condition):
+    for _ in range(600):
+        if condition():
             return
         run.step()
-    raise AssertionError(f"still {list(run.pilot.whole())}")
-
-
-def overflowing(expected):
-    """A step that is computed twice because of an overflow."""
-    return next(line["step"] for line in expected if line["requantised"])
+        time.sleep(0.01)
+    raise AssertionError(f"still {run.crewed.members}")
 
 
 def test_who_is_silent_after_an_overflow_holds_up_nobody(run, expected):
     """Its sums of the first attempt never leave, and its process cannot be ended from here."""
-    last = overflowing(expected) - 1
+    last = max(line["step"] for line in expected if line["requantised"])
     run.start("guest", local=False)
-    grown_to(run, 4)
-    while run.pilot.step < last:
+    step_until(run, lambda: len(run.pilot.whole()) == 4)
+    while run.pilot.step < last - 1:
         run.step()
+    shared = {name: 3 for name in run.pilot.whole()} | {"guest": 0}
+    run.split = lambda: shares.contiguous(shared)
     by_name(run, "guest").doom = ("assign", "after", "hang")
     run.step()
-    assert gone(run) == [("guest", "hung")]
-    assert [bits(line) for line in run.lines] == expected[: last + 1]
+    assert run.lines[-1].requantised and gone(run) == [("guest", "hung")]
+    assert [bits(line) for line in run.lines] == expected[:last]
 
 
 def test_the_last_whole_island_does_not_leave_while_another_heals(run):
     run.step()
     for name in ("i1", "i2"):
         assert run.joining.let_go(name)
-    run.start("late", local=False, doom=("fetched", "before", "hang"))
-    while "late" not in run.crewed.members:
-        run.step()
+    run.start("late", local=False)
+    by_name(run, "late").fetches.clear()
+    step_until(run, lambda: "late" in run.crewed.members)
     assert not run.joining.let_go("i0")
+    by_name(run, "late").fetches.set()
+    step_until(run, lambda: len(run.pilot.whole()) == 2)
+    assert run.joining.let_go("i0")
     run.step()
 
 
 def test_an_island_that_dies_when_it_says_that_it_is_healed(run):
     run.step()
     run.start("late", local=False, doom=("fetched", "after", "die"))
-    while "late" not in [name for name, _ in gone(run)]:
-        run.step()
+    step_until(run, lambda: "late" in [name for name, _ in gone(run)])
 
 
 def test_a_name_that_has_left_may_come_back_and_die(run):
     run.step()
     assert run.joining.let_go("i1") and run.joining.let_go("i2")
+    step_until(run, lambda: len(run.living()) == 1)
     run.start("i2", local=False)
-    grown_to(run, 2)
+    step_until(run, lambda: len(run.pilot.whole()) == 2)
     assert sorted(gone(run)) == [("i1", "left"), ("i2", "left")]
-    by_name(run, "i2").die()
+    by_name(run, "i2").doom = ("assign", "before", "die")
     run.step()
     assert gone(run) == [("i2", "died")]
 

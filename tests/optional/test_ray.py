@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -389,9 +388,8 @@ def test_a_missing_resource_names_what_the_cluster_has(three_nodes, tmp_path):
 
 
 def test_no_cluster_is_an_input_error(tmp_path):
-    started = time.monotonic()
     with pytest.raises(InputError) as caught:
         RayCrew(address="127.0.0.1:9", needs={}, entry="a:b", logs=tmp_path)
-    assert "ray start --head" in caught.value.fix and time.monotonic() > started
+    assert "ray start --head" in caught.value.fix and "refused" in caught.value.message
     with pytest.raises(InputError, match="client"):
         RayCrew(address="ray://127.0.0.1:9", needs={}, entry="a:b", logs=tmp_path)

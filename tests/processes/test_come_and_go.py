@@ -265,3 +265,37 @@ def test_an_island_waits_for_another_pilot_and_no_step_is_lost(world, forty, tmp
     mine, theirs = ledger_of(run), ledger_of(forty.run)
     assert [line.fingerprint for line in mine] == [line.fingerprint for line in theirs]
     assert events_of(run, "joined", "healed") == [("joined", "a"), ("healed", "a")]
+
+
+# The fleet file changes
+
+
+def test_a_fleet_file_is_followed_while_the_run_goes_on(world, forty, tmp_path, wait_until):
+    """b is taken out, c is put in; then nobody is left and the run waits; then c alone comes."""
+    run, file = tmp_path / "run", world.fleet("changing")
+    named = '[[island]]\nname = "{}"\n'.format
+    file.write_text(named("a") + named("b"))
+
+    def act():
+        file.write_text(named("a") + named("c"))
+        wait_until(lambda: ("healed", "c") in events_of(run, "healed"))
+        file.write_text("# nobody\n")
+        time.sleep(1.5)
+        before = len(ledger_of(run))
+        time.sleep(1.0)
+        assert len(ledger_of(run)) == before, "it waits"
+        file.write_text(named("c"))
+
+    result = while_running(world, run, act, fleet="changing")
+    same_run(result, forty)
+    assert events_of(run, "enlisted", "left", "healed") == [
+        ("enlisted", "c"), ("left", "b"), ("healed", "c"), ("left", "a"),
+    ]  # fmt: skip
+    assert set(ledger_of(run)[-1].grains) == {"c"}
+
+
+def test_an_island_that_is_too_slow_for_a_grain_is_parked(world, longer, tmp_path):
+    run = tmp_path / "run"
+    result = world.train("three", run, entry="snail_b", overrides=[*LONGER])
+    same_run(result, longer)
+    assert events_of(run, "parked") == [("parked", "b")]

@@ -200,6 +200,18 @@ def slow(argv):
     return start(argv, Slow)
 
 
+class Snail(WatchedLane):
+    """A grain takes it longer than the others need for all of them."""
+
+    def compute(self, grain, *arguments, **named):
+        time.sleep(0.5)
+        return super().compute(grain, *arguments, **named)
+
+
+def snail_b(argv):
+    return start(argv, with_lane(Snail), only="b")
+
+
 class SlowDying(Slow):
     """Dies in its fourth step, in its first life only."""
 

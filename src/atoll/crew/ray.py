@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -315,17 +316,20 @@ def _connect(address: str | None) -> tuple[Any, bool]:
         fix = "run this command on a node of the cluster, where its islands can dial it"
         message = "Ray's client does not do: the islands could not reach this machine"
         raise InputError(message, key="--address", value=address, fix=fix)
+    address = address or "auto"
     try:
+        if address not in ("auto", "local"):  # Ray itself would go on trying for minutes
+            socket.create_connection(wire.parse_address(address), timeout=10.0).close()
         ray.init(
-            address=address or "auto",
+            address=address,
             log_to_driver=False,
             configure_logging=False,
             logging_level="warning",
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"no Ray cluster can be joined: {text}"
-        raise InputError(message, key="--address", value=address or "auto", fix=fix) from error
+        raise InputError(message, key="--address", value=address, fix=fix) from error
     return ray, True
 
 

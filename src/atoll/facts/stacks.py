@@ -24,6 +24,7 @@ class Stack(strict.Noun):
     overlap_tp: bool
     fused_loss: bool = False
     gradients: float = Field(default=4.0, ge=2, le=8)
+    accumulate: float = Field(default=0.0, ge=0, le=100)
     year: float = Field(ge=2017, lt=2100)
     source: str = Field(min_length=1)
 

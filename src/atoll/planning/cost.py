@@ -150,6 +150,7 @@ def step_cost(
     """
     tokens = layout.microbatch * work.sequence / layout.cp
     each = _microbatch(work, layout, machine, tokens, c)
+    each["overhead"] += _accumulation(work, layout, machine, c)
     head = _head(work, layout, machine, tokens, c)
     hop = _hop(work, layout, machine, tokens, c)
     stages = 2.0 * layout.vpp * hop if layout.pp > 1 else 0.0
@@ -457,6 +458,12 @@ def _state(
     behind = c.state_behind * one if work.software.overlap else 0.0
     seen = max(seconds - behind, c.state_exposed * seconds)
     return seen, seconds - seen
+
+
+def _accumulation(work: Work, layout: Layout, machine: Machine, c: Coefficients) -> float:
+    """Adding up a micro-batch's gradients, in stacks that do it beside the backward pass."""
+    moved = work.software.accumulate * sum(held_parameters(work, layout))
+    return moved / (machine.memory_bandwidth * c.memory)
 
 
 def _update(work: Work, layout: Layout, machine: Machine, c: Coefficients) -> float:

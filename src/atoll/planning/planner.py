@@ -228,7 +228,7 @@ def _place(recipe: Recipe, shape: Shape, island: Island, asked: Asked) -> Place:
     software = Software(
         family=stack.family, flash=stack.flash_since <= PRESENT, fused=stack.fused,
         overlap=stack.overlap, overlap_tp=stack.overlap_tp, fused_loss=stack.fused_loss,
-        gradients=stack.gradients, year=max(PRESENT, stack.year),
+        gradients=stack.gradients, accumulate=stack.accumulate, year=max(PRESENT, stack.year),
     )  # fmt: skip
     work = Work(
         shape=shape, sequence=recipe.model.context, precision=recipe.precision.compute,

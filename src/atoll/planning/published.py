@@ -324,6 +324,7 @@ def _software(row: Published) -> Software:
         overlap_tp=overlap_tp or re.search(r"async[ -]?tp", notes) is not None,
         fused_loss=stack.fused_loss,
         gradients=stack.gradients,
+        accumulate=stack.accumulate,
         year=year,
     )
 

@@ -126,7 +126,8 @@ class Software:
     `fused`: one kernel for a chain of elementwise operations. `overlap`: gradients and state move
     while the backward computes. `overlap_tp`: tensor-parallel collectives move beside the matmuls.
     `fused_loss`: logits stay in 16 bits, never copied. `gradients`: bytes a parameter beside
-    weights in bf16. `year` of the release.
+    weights in bf16. `accumulate`: bytes moved a parameter to add up a micro-batch's gradients
+    beside the backward pass. `year` of the release.
     """
 
     family: str = "megatron"
@@ -136,6 +137,7 @@ class Software:
     overlap_tp: bool = False
     fused_loss: bool = False
     gradients: float = 4.0
+    accumulate: float = 0.0
     year: float = 2025.0
 
 

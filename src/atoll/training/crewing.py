@@ -147,7 +147,7 @@ def assemble(  # long: one context, from opening the door to the last goodbye
     token_file = folder.resolve() / "token"
     address_file = folder.resolve() / ADDRESS_FILE
     planned = {member.name: member for member in members}
-    local = {member.name for member in members if not member.dials_in}
+    local: set[str] = set()
 
     def ended(name: str, status: int) -> None:
         listener.events.put(wire.Event(name, wire.Exit(status=status)))
@@ -182,15 +182,21 @@ def assemble(  # long: one context, from opening the door to the last goodbye
                 crew.start(name, [*arguments, *AT_ONCE], environment)
                 return True
 
-            for member in members:
+            def enlist(member: MemberSpec) -> None:
+                """An island belongs to the fleet now: start it, or say how it dials in."""
+                planned[member.name] = member
                 if member.dials_in:
                     command = _by_hand(member, listener.address, token_file)
                     display.say(f"island {member.name!r} dials in; start it with:\n  {command}")
                 else:
+                    local.add(member.name)
                     start(member.name)
+
+            for member in members:
+                enlist(member)
             crewed.listen_to(listener)
             _write_address(address_file, listener.address)
-            crewed.restart = start
+            crewed.restart, crewed.enlist = start, enlist
             crewed.admit(list(planned), waiting=waiting)
             store = serve_store(wire.parse_address(address)[0])
             yield crewed, store.port

@@ -92,13 +92,13 @@ class Joining:
         """A member that has proved itself but does not hold the weights: it is healed in turn."""
         self._candidates[member.name] = Candidate(member, time.monotonic(), ready=True)
 
-    def let_go(self, name: str) -> bool:
+    def let_go(self, name: str, how: str = "left", reason: str = "as asked") -> bool:
         """Let a member leave between two steps; False if it is none, or the last one."""
         crew = self._pilot.crew
         self._pilot.settle()  # whoever is lost in it neither leaves nor stays
         if name not in crew.members or not set(self._pilot.whole()) - {name}:
             return False
-        crew.release(name)
+        crew.release(name, how, reason)
         return True
 
     def _receive(self, arrival: wire.Arrival) -> None:

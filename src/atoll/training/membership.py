@@ -61,7 +61,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """A member that is gone: `how` is "died", "failed", "hung", "corrupt" or "left"."""
+    """A member that is gone: `how` is "died", "failed", "hung", "corrupt", "left" or "parked"."""
 
     name: str
     how: str
@@ -95,9 +95,12 @@ class Crewed:
         self._fence = fence
         self.restart: Callable[[str], bool] = lambda _name: True
         """Starts an island of this machine again; False while its old process has not ended."""
+        self.enlist: Callable[[Any], None] = lambda _member: None
+        """Takes a new island (a `MemberSpec`) into the fleet and starts it."""
         self._late: list[tuple[str, wire.Message]] = []
         self.finished: set[str] = set()
         self._paces: deque[float] = deque(maxlen=SPEED_WINDOW)
+        self._looked_at = self._awake_since = -math.inf
 
     def listen_to(self, listener: wire.Listener) -> None:
         """Hear what islands say at this door."""
@@ -136,12 +139,12 @@ class Crewed:
         if not any(not other.healing for other in self.members.values()):
             raise IslandError(f"no island is left: {name!r} was the last one ({reason})")
 
-    def release(self, name: str) -> None:
+    def release(self, name: str, how: str = "left", reason: str = "as asked") -> None:
         """A member leaves as it was asked to: it is told so, and its end is no loss."""
         member = self.members.pop(name)
         self.finished.add(name)
         self.losses.append(
-            Loss(name=name, how="left", reason="as asked", at=time.time(), step=self.step + 1)
+            Loss(name=name, how=how, reason=reason, at=time.time(), step=self.step + 1)
         )
         with contextlib.suppress(wire.ConnectionClosed):
             member.connection.send("finish")
@@ -174,8 +177,13 @@ class Crewed:
 
     def _look_for_silence(self) -> None:
         now = time.monotonic()
+        if now < self._looked_at + TICK:
+            return
+        if now > self._looked_at + self.patience / 2:
+            self._awake_since = now  # who was stopped itself cannot tell who was silent meanwhile
+        self._looked_at = now
         for name, member in list(self.members.items()):
-            silent = now - member.connection.heard_at
+            silent = now - max(member.connection.heard_at, self._awake_since)
             if silent > self.patience:
                 self.drop(name, "hung", f"nothing was heard of it for {silent:.1f} s")
 
@@ -286,17 +294,18 @@ class Crewed:
         """
         num_losses, end = len(self.losses), time.monotonic() + limit
         wanted = list(self.members) if names is None else [n for n in names if n in self.members]
-        got: dict[str, wire.Message] = {}
+        left, got = dict.fromkeys(wanted), dict[str, wire.Message]()
 
         def offer(name: str, message: wire.Message) -> bool:
-            if message.kind != kind or name not in wanted or name in got:
+            if message.kind != kind or name not in left:
                 return False
             if all(message.get(key) == value for key, value in (match or {}).items()):
                 got[name] = message
+                del left[name]
             return True
 
         self._late = [item for item in self._late if not offer(*item)]
-        while any(name not in got and name in self.members for name in wanted):
+        while any(name in self.members for name in left):
             if grace is not None and len(self.losses) > num_losses:
                 num_losses, end = len(self.losses), min(end, time.monotonic() + grace)
             if time.monotonic() > end:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from atoll.run import Events, RunFolder
+from atoll.training.fleet_file import LOOK_SECONDS, FleetFile
 from atoll.training.joining import Joining
 from atoll.training.keeping import Keeping
 from atoll.training.pilot import Pilot
 
 STRIKES = 3
 """How often an island may be lost before it is put out for good."""
+IDLE_STEPS = 16
+"""Steps without a grain, by speed, after which an island is parked."""
 
 
 class Roster:
@@ -27,14 +31,46 @@ class Roster:
         self.joining: Joining
         self._to_restart: list[str] = []
         self._strikes: Counter[str] = Counter()
+        self._idle: Counter[str] = Counter()
+        self.fleet_file: FleetFile | None = None
+        self.stopped: Callable[[], bool] = lambda: False
 
     def between_steps(self) -> None:
         """Who is gone, who leaves, who joins."""
         self.note_losses()
         self.keeping.save_again()
         self._restart()
+        self._follow_fleet_file()
         self.joining.between_steps()
         self.note_losses()
+
+    def _follow_fleet_file(self) -> None:
+        """Start islands that the file names now, let others go; wait while it names none."""
+        file = self.fleet_file
+        if file is None:
+            return
+        while True:
+            coming, going = file.changes()
+            for member in coming:
+                self._pilot.crew.enlist(member)
+                self.note_change("enlisted", island=member.name, step=self._pilot.step)
+            for name in going:
+                self.joining.let_go(name, reason="the fleet file does not name it any more")
+            if not file.empty or self.stopped():
+                return
+            self.joining.between_steps()
+            time.sleep(LOOK_SECONDS)
+
+    def park_idle(self, grains: Mapping[str, object]) -> None:
+        """After a step split by speed: an island too slow for even one grain, many times running,
+        costs the others its part in the exchange and gives nothing; it is let go, and said so.
+        """
+        for name in self._pilot.whole():
+            self._idle[name] = 0 if grains.get(name) else self._idle[name] + 1
+            if self._idle[name] >= IDLE_STEPS:
+                self._idle[name] = 0
+                why = f"it was too slow for a single grain in {IDLE_STEPS} steps"
+                self.joining.let_go(name, "parked", why)
 
     def note_change(self, kind: str, **fields: Any) -> None:
         """Write down what happened to an island, and tell it."""
@@ -46,6 +82,7 @@ class Roster:
             "healed": "holds the weights and gets grains",
             "refused": f"is refused: {fields.get('reason')}",
             "restarted": "is started again",
+            "enlisted": "is new in the fleet file and is started",
         }
         self._say(f"island {fields['island']!r} {words[kind]}")
 
@@ -61,13 +98,18 @@ class Roster:
         crew = self._pilot.crew
         while crew.losses:
             loss = crew.losses.pop(0)
-            how = {"hung": "is silent", "corrupt": "computed something else", "left": "has left"}
+            how = {
+                "hung": "is silent",
+                "corrupt": "computed something else",
+                "left": "has left",
+                "parked": "is parked",
+            }
             self._say(
                 f"island {loss.name!r} {how.get(loss.how, 'is gone')}: {loss.reason}; "
                 f"{len(crew.members)} go on, no step is lost"
             )
             self._strikes[loss.name] += 1
-            if loss.how != "left" and self._strikes[loss.name] < STRIKES:
+            if loss.how not in ("left", "parked") and self._strikes[loss.name] < STRIKES:
                 self._to_restart.append(loss.name)
             self._events.append(
                 loss.how, island=loss.name, reason=loss.reason[-2000:], step=loss.step

@@ -17,6 +17,7 @@ from atoll.run import Events, Ledger, LedgerLine, RunFolder
 from atoll.training import checkpoint, exponents, shares
 from atoll.training.crewing import MemberSpec, Starting, assemble, members_of, require_dialable
 from atoll.training.display import Display, IslandView, Snapshot
+from atoll.training.fleet_file import FleetFile
 from atoll.training.interruption import interruptible
 from atoll.training.joining import Joining
 from atoll.training.keeping import Keeping
@@ -81,6 +82,7 @@ def train(
         )
     with folder.lock():
         session = _Session(found, folder, data, sampler, display, until or total)
+        session.fleet_path = fleet
         if folder.record.status.state == "finished":
             display.say(f"this run finished at step {total}; nothing is left to train")
             return session.finished_result()
@@ -128,6 +130,8 @@ class _Session:
         self.loss: float | None = None
         self.val_loss: float | None = None
         self.interrupted = threading.Event()
+        self.fleet_path: Path | None = None
+        """The fleet file, if one was given: it is followed while the run goes on."""
         self._seconds_here = 0.0
         self._tokens_here = 0
 
@@ -301,11 +305,18 @@ class _Session:
         pilot, cadence = self.pilot, self.recipe.run
         started = time.perf_counter()
         pilot.crew.elastic = True
+        self.roster.stopped = self.interrupted.is_set
+        if self.fleet_path is not None:
+            self.roster.fleet_file = FleetFile(
+                self.fleet_path, self.recipe, self.members, self.display.say
+            )
         while pilot.step < self.last_step and not self.interrupted.is_set():
             self.roster.between_steps()
             line, values = pilot.open_step(self._ranges(pilot.step + 1))
             self.ledger.append(line)
             pilot.commit(values)
+            if self.plan.shares.mode == "auto":
+                self.roster.park_idle(line.grains)
             self.loss = line.loss
             self._tokens_here += line.tokens
             if line.requantised:
