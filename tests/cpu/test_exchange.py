@@ -84,7 +84,7 @@ def member(group, mine, *, num_grains, seed, skipped=()):
     for index in left:
         mine.views[index].fill_(12345)
     open_exchange = OpenExchange(
-        group, mine, into, host=lambda tensor: tensor, num_grains=num_grains
+        group, mine, into, host=lambda tensor: tensor, num_grains=num_grains, away=threading.Event()
     )
     lock = threading.Lock()
 

@@ -141,7 +141,7 @@ def plan(
     calibrate: Calibrate = None,
     json: Json = False,
 ) -> int:
-    """Find out which model, on which chips, laid out how, is done when.
+    """Find out which chips, laid out how, are done when.
 
     \b
     Example:
