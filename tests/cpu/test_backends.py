@@ -19,6 +19,7 @@ MEMBERS = {
     "device_type": str,
     "collective": str,
     "visible_devices_variable": (str, type(None)),
+    "ray_resource": str,
 }
 
 

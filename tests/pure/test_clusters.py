@@ -1,4 +1,4 @@
-"""The example files of docs/clusters.md can be read by what they are for, as far as that is here."""
+"""The example files of docs/clusters.md are readable by what they are for, where that is here."""
 
 import re
 import subprocess

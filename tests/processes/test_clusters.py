@@ -1,4 +1,7 @@
-"""examples/clusters/slurm.sh as it stands, with a stand-in for `srun` that starts tasks here."""
+"""Clusters without one: the flags of `train`, and the Slurm script with a stand-in for `srun`.
+
+Ray itself: tests/optional/test_ray.py.
+"""
 
 import os
 import signal
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.processes.test_come_and_go import ledger_of, lost
 
+from atoll.cli import main
 from atoll.run import RunFolder
 
 pytestmark = pytest.mark.processes
@@ -83,3 +87,11 @@ def test_two_jobs_of_two_kinds_and_a_job_that_is_ended_goes_on(world, slurm, tmp
     again.send_signal(signal.SIGTERM)
     assert again.wait(100) == 130 and far.wait(100) == 0
     assert RunFolder.open(run).record.status.step > step
+
+
+def test_the_engine_and_its_address_go_together(world, tmp_path, capsys):
+    words = ["train", str(world.recipe), "--run", str(tmp_path / "run")]
+    assert main([*words, "--address", "127.0.0.1:6379"]) == 2
+    assert "only a Ray cluster has an address" in capsys.readouterr().err
+    assert main([*words, "--engine", "mpi"]) == 2
+    assert not (tmp_path / "run").exists()
