@@ -66,11 +66,14 @@ def main() -> None:
     parser.add_argument("--islands", type=int, help="only so many")
     parser.add_argument("--steps", type=int, default=30, help="counted steps")
     parser.add_argument("--profile", action="store_true", help="show where the pilot's time goes")
-    parser.add_argument("--silent", action="store_true", help="islands that never say they live")
+    parser.add_argument(
+        "--alive", type=float, default=wire.ALIVE_SECONDS,
+        help="seconds between an island's words that it lives (%(default)s); 0: none",
+    )  # fmt: skip
     parser.add_argument("--be-islands", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be_islands:
-        be_islands(options.be_islands[0], int(options.be_islands[1]), options.be_islands[2] == "1")
+        be_islands(options.be_islands[0], int(options.be_islands[1]), float(options.be_islands[2]))
         return
     sizes = [options.islands] if options.islands else [10, 100, 1000]
     if options.quick:
@@ -108,9 +111,9 @@ def main() -> None:
 
 
 @contextmanager
-def islands_at(address: str, count: int, *, alive: bool) -> Iterator[None]:
+def islands_at(address: str, count: int, *, alive: float) -> Iterator[None]:
     """The process that is all islands."""
-    words = [sys.executable, __file__, "--be-islands", address, str(count), str(int(alive))]
+    words = [sys.executable, __file__, "--be-islands", address, str(count), str(alive)]
     process = subprocess.Popen(words)
     try:
         yield
@@ -126,7 +129,7 @@ def measure(num_islands: int, options: argparse.Namespace) -> dict[str, float]:
     crewed = Crewed(explain=lambda _name: "")
     with scratch() as folder, wire.Listener(token=TOKEN) as listener:
         crewed.listen_to(listener)
-        with islands_at(listener.address, num_islands, alive=not options.silent):
+        with islands_at(listener.address, num_islands, alive=options.alive):
             names = [f"i{number}" for number in range(num_islands)]
             crewed.admit(names, waiting=lambda missing: tell(f"waiting for {len(missing)}"))
             pilot = Pilot(recipe=recipe, model=recipe.model.with_vocab(VOCAB), crew=crewed)
@@ -248,7 +251,7 @@ class Answers:
         return b""
 
 
-def be_islands(address: str, count: int, alive: bool) -> None:
+def be_islands(address: str, count: int, alive: float) -> None:
     """So many connections in one thread, until killed."""
     answers, picked = Answers(), selectors.DefaultSelector()
     buffers: dict[socket.socket, bytearray] = {}
@@ -258,8 +261,10 @@ def be_islands(address: str, count: int, alive: bool) -> None:
         )
         raw = connection._socket
         raw.setblocking(True)
-        buffers[raw] = bytearray()
+        buffers[raw] = connection._buffer  # what came with the welcome
         picked.register(raw, selectors.EVENT_READ)
+    for raw, buffer in buffers.items():
+        take(raw, buffer, b"", answers)
     order = list(buffers)
     due = time.monotonic()
     turn = 0
@@ -268,7 +273,7 @@ def be_islands(address: str, count: int, alive: bool) -> None:
         while alive and due <= now:  # spread over the interval, as those of real islands are
             order[turn % count].sendall(answers.alive)
             turn += 1
-            due += wire.ALIVE_SECONDS / count
+            due += alive / count
         for key, _ in picked.select(max(0.0, due - time.monotonic()) if alive else None):
             raw = key.fileobj
             assert isinstance(raw, socket.socket)

@@ -263,7 +263,7 @@ def test_who_is_silent_after_an_overflow_holds_up_nobody(run, expected):
     step_until(run, lambda: len(run.pilot.whole()) == 4)
     while run.pilot.step < last - 1:
         run.step()
-    shared = {name: 3 for name in run.pilot.whole()} | {"guest": 0}
+    shared = dict.fromkeys(run.pilot.whole(), 3) | {"guest": 0}
     run.split = lambda: shares.contiguous(shared)
     by_name(run, "guest").doom = ("assign", "after", "hang")
     run.step()

@@ -103,7 +103,7 @@ def test_room_is_counted_by_node_and_in_all() -> None:
     assert refusal(("a", one), ("a", one), ("b", one), ("c", {"CPU": 1.0, "MLU": 1.0})) is None
     missing = refusal(("a", {"CPU": 1.0, "NPU": 1.0}))
     assert missing is not None and "island 'a'" in missing.message and missing.fix is not None
-    assert missing.fix == "the cluster has 2 nodes: 8 CPU, 4 GPU; 2 CPU, 2 MLU"
+    assert missing.fix == "the cluster's nodes: 1 with 2 CPU, 2 MLU; 1 with 8 CPU, 4 GPU"
     wide = refusal(*[("a", one)] * 5)
     assert wide is not None and wide.value == "5 CPU, 5 GPU"
     many = refusal(*[(f"x{index}", one) for index in range(5)])

@@ -27,7 +27,7 @@ def chips(
     ] = None,
     json: Json = False,
 ) -> int:
-    """List the known chips, or show one with the source of each number.
+    """List the known chips, or show one with the sources of its numbers.
 
     \b
     Example:

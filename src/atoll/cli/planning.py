@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atoll.cli.output import Json, note, print_json
+from atoll.cli.output import Json, note, print_json, wide_console
 from atoll.errors import InputError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def plan(
     """
     asked = _asked(
         from_=from_, layout=layout, exchange=exchange, executor=executor, facts=facts,
-        calibrate=calibrate,
+        calibrate=calibrate, emit=emit,
     )  # fmt: skip
     if what is not None:
         if recipe is not None:
@@ -251,6 +251,7 @@ def _asked(
     executor: str,
     facts: Path | None,
     calibrate: Path | None,
+    emit: str | None,
 ) -> Asked:
     """The flags as one noun. InputError for whatever is wrong."""
     from atoll.facts.measured import measured_in
@@ -270,6 +271,7 @@ def _asked(
         only=Layout.parse(layout) if layout is not None else {},
         every=exchange,
         executor=executor,
+        tool=emit,
         measured=measured,
         factors=factors,
     )
@@ -303,19 +305,19 @@ def _require_writable(*paths: Path | None) -> None:
 
 def _show(answer: Answer) -> None:
     """The answer on one screen."""
-    from rich.console import Console
     from rich.table import Table
 
     from atoll.planning.explain import headline, shown_islands
 
-    console = Console(highlight=False)
+    console = wide_console()
     for name, value in headline(answer):
         console.print(f"[bold]{name:<10}[/]{value}", soft_wrap=True)
     console.print()
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     head, rows = shown_islands(answer)
     for name in head:
-        table.add_column(name, justify="left" if name in ("island", "chip", "layout") else "right")
+        side: Any = "left" if name in ("island", "chip", "layout") else "right"
+        table.add_column(name, justify=side, no_wrap=name != "layout")
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -348,10 +350,11 @@ def _what(fleet: Path, *, days: float, asked: Any, json: bool) -> int:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     names = "model parameters active tokens days low high chips binds"
     for name in names.split():
-        table.add_column(name, justify="left" if name in ("model", "binds") else "right")
+        side: Any = "left" if name in ("model", "binds") else "right"
+        table.add_column(name, justify=side, no_wrap=name != "binds")
     for row in found.rows():
         table.add_row(*row)
-    out = Console(highlight=False)
+    out = wide_console()
     out.print(table)
     out.print(f"\n{found.summary()}", soft_wrap=True, markup=False)
     return 0

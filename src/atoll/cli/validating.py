@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.cli.output import Json, note, print_json
+from atoll.cli.output import Json, note, print_json, wide_console
 from atoll.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -117,12 +117,7 @@ def _leave(text: str) -> Leave:
 
 def _show(found: Validation, *, rows: bool) -> None:
     """The result on a few screens; with `rows` every run after it."""
-    from rich.console import Console
-
-    # As wide as needed where the output is no terminal: names of sources are long.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+    console = wide_console()
     for name, text in _headline(found):
         console.print(f"[bold]{name:<11}[/]{text}", soft_wrap=True)
     for by, groups in found.by().items():

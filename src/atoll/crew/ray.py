@@ -17,6 +17,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,8 +343,9 @@ def _require_room(
 
     `asked` and `nodes` are amounts by Ray's names of resources.
     """
-    has = "; ".join(_told(node) for node in nodes) or "nothing"
-    fix = f"the cluster has {len(nodes)} nodes: {has}"
+    alike = Counter(_told(node) for node in nodes)
+    has = "; ".join(f"{count} with {what}" for what, count in sorted(alike.items()))
+    fix = f"the cluster's nodes: {has or 'none'}"
     by_island: dict[str, dict[str, float]] = {}
     total: dict[str, float] = {}
     for name, amounts in asked.items():

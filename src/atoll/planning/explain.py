@@ -30,8 +30,12 @@ PARTS = {
 """The parts of a step's cost as a person reads them."""
 
 
-def executor_of(recipe: Recipe, islands: Sequence[IslandAnswer], way: Way) -> tuple[str, str]:
-    """Who can carry the plan out: "atoll", or "emit:<tool>" with what Atoll lacks for it."""
+def executor_of(
+    recipe: Recipe, islands: Sequence[IslandAnswer], way: Way, asked: str | None
+) -> tuple[str, str]:
+    """Who can carry the plan out: "atoll", or "emit:<tool>" with what Atoll lacks for it; `asked`
+    is the tool where a person named one.
+    """
     lacks = [key for key, _, _ in unsupported_features(recipe)]
     if way.every != "step" and "exchange.every" not in lacks:
         lacks.append("exchange.every")
@@ -44,7 +48,7 @@ def executor_of(recipe: Recipe, islands: Sequence[IslandAnswer], way: Way) -> tu
     if not lacks:
         return "atoll", "train PLAN runs it here"
     backends = {str(facts.chip(one.island.chip).backend) for one in islands}
-    tool = tool_for(backends, len(islands))
+    tool = asked or tool_for(backends, len(islands))
     return f"emit:{tool}", "Atoll's own trainer does not do yet: " + ", ".join(lacks)
 
 

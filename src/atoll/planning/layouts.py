@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from atoll.errors import InputError
@@ -100,12 +100,21 @@ def divisors(number: int, most: int) -> list[int]:
 
 
 def layouts(
-    work: Work, machine: Machine, devices: int, *, grain: int, grains: int, only: Mapping[str, Any]
+    work: Work,
+    machine: Machine,
+    devices: int,
+    *,
+    grain: int,
+    grains: int,
+    only: Mapping[str, Any],
+    suits: Callable[[Layout], bool] | None = None,
 ) -> Iterator[Layout]:
     """All layouts worth trying on `devices` devices, without recompute (see `Options`).
 
     Tensor parallelism stays inside the fast fabric; data parallelism takes what is left, up to one
-    lane a grain. `only` fixes keys. The number of layouts does not depend on the number of devices.
+    lane a grain. `only` fixes keys; `suits` says what the tool that shall run it can express, and
+    then degrees are tried that a free search has no use for. The number of layouts does not depend
+    on the number of devices.
     """
     shape = work.shape
 
@@ -119,9 +128,17 @@ def layouts(
                 "cp", list(powers_of_two(max(1, work.sequence // FEWEST_TOKENS // 2)))
             ):
                 dp = min(devices // (tp * pp * cp), grains)
-                if dp >= 1:
-                    base = {"tp": tp, "pp": pp, "cp": cp, "dp": int(only.get("dp", dp))}
-                    yield from _finer(work, devices, base, grain=grain, only=only)
+                if dp < 1:
+                    continue
+                # Most tools want the same number of grains in every lane.
+                lanes = {dp} if suits is None else {dp, divisors(grains, dp)[-1]}
+                for dp in choose("dp", sorted(lanes)):
+                    base = {"tp": tp, "pp": pp, "cp": cp, "dp": dp}
+                    for layout in _finer(
+                        work, devices, base, grain=grain, only=only, tool=bool(suits)
+                    ):
+                        if suits is None or suits(layout):
+                            yield layout
 
 
 def _finer(
@@ -131,6 +148,7 @@ def _finer(
     *,
     grain: int,
     only: Mapping[str, Any],
+    tool: bool,
 ) -> Iterator[Layout]:
     """Expert and virtual-stage degrees, micro-batch and sharding for fixed tp, pp, cp, dp."""
     shape = work.shape
@@ -145,6 +163,8 @@ def _finer(
         chunks = [v for v in divisors(per, 8) if shape.layers % (base["pp"] * v) == 0] or [1]
         chunks = sorted({1, *chunks[-1:], *[v for v in chunks if v in (2, 4)]})
     zeros = [0] if base["dp"] * base["cp"] == 1 else [1, 3] if base["pp"] == 1 else [1]
+    if tool and zeros != [0]:
+        zeros = [1, 2, 3] if base["pp"] == 1 else [1, 2]
     sizes = divisors(grain, grain)
     fixed = {**DEFAULTS, **base, "shard": only.get("shard")}
     fixed["sequence_parallel"] = bool(only.get("sequence_parallel", base["tp"] > 1))

@@ -90,6 +90,7 @@ def island_options(
     coefficients: Coefficient,
     correct: Corrector | None = None,
     only: Mapping[str, Any] | None = None,
+    suits: Callable[[Layout], bool] | None = None,
 ) -> tuple[list[Option], Tightest | None]:
     """The options worth keeping, fastest first for about `share` grains.
 
@@ -100,7 +101,9 @@ def island_options(
     found: list[Option] = []
     tightest: Tightest | None = None
     usable = machine.memory * USABLE
-    for layout in layouts(work, machine, devices, grain=grain, grains=grains, only=only):
+    for layout in layouts(
+        work, machine, devices, grain=grain, grains=grains, only=only, suits=suits
+    ):
         choices = (only["recompute"],) if "recompute" in only else RECOMPUTES
         for tried, use, most in _fitting(
             work, layout, usable, grain, grains, coefficients, choices

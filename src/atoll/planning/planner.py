@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from atoll import facts
 from atoll.errors import AtollError, InputError
+from atoll.facts.engines import tools
 from atoll.facts.measured import Measured
 from atoll.facts.stacks import stack_for
 from atoll.fleet import Fleet, Island
@@ -23,6 +24,7 @@ from atoll.plan import Estimate, Layout, LeftOut, Plan
 from atoll.planning import search as searching
 from atoll.planning.correction import correction, features_of, fitted
 from atoll.planning.cost import Coefficients, Cost, step_cost
+from atoll.planning.emit.suits import suits as suits_of
 from atoll.planning.machine import Machine, machine_of
 from atoll.planning.memory import MemoryCoefficients, memory_use
 from atoll.planning.options import USABLE, Coefficient, Option, island_options, spread_of
@@ -45,8 +47,9 @@ class Asked:
     """What is asked for besides recipe and fleet.
 
     `day` picks the stock; `only` fixes keys of the layouts; `every` overrides how often islands
-    exchange; `executor` is "auto" or "atoll". `measured` are measurements by chip, `factors`
-    calibrations by chip.
+    exchange; `executor` is "auto" or "atoll"; `tool` is another tool that shall run the plan: only
+    makes that it runs on and layouts that it can express are tried. `measured` are measurements by
+    chip, `factors` calibrations by chip.
     """
 
     day: date | None = None
@@ -55,6 +58,7 @@ class Asked:
     executor: str = "auto"
     measured: Mapping[str, Measured] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
+    tool: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +134,39 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
         _require_here(recipe, asked.only)
     problem, skipped = problem_of(recipe, fleet, asked)
     try:
-        found = searching.search(problem)
+        found = _search(problem)
     except DoesNotFit as misfit:
         raise no_plan(misfit) from None
-    if asked.executor == "auto" and not asked.only and not unsupported_features(recipe):
+    if asked.tool is not None and len(found.best.names) == 1 < len(problem.places):
+        found = _alone(recipe, asked.tool, problem, found)
+    free = not asked.only and asked.tool is None
+    if asked.executor == "auto" and free and not unsupported_features(recipe):
         problem, found = _here_first(recipe, problem, found)
     return _answer(recipe, problem, found, asked, skipped, begun)
+
+
+def _search(problem: Problem) -> Found:
+    """The search; free of the tool's limits where nothing is left within them: the tool's own
+    refusal says more than that nothing fits.
+    """
+    try:
+        return searching.search(problem)
+    except DoesNotFit:
+        if problem.suits is None:
+            raise
+        return searching.search(replace(problem, suits=None))
+
+
+def _alone(recipe: Recipe, tool: str, problem: Problem, found: Found) -> Found:
+    """Where one island of several is the best: again for it alone, as it takes the whole batch."""
+    places = [place for place in problem.places if place.name in found.best.names]
+    suits = suits_of(tool, recipe, alone=True)
+    try:
+        own = searching.search(replace(problem, places=places, suits=suits))
+    except DoesNotFit:
+        return found
+    options = {**found.options, **own.options}
+    return replace(own, others={**found.others, **own.others}, options=options)
 
 
 def _here_first(recipe: Recipe, problem: Problem, found: Found) -> tuple[Problem, Found]:
@@ -167,6 +198,8 @@ def problem_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> tuple[Problem, lis
             skipped.append(LeftOut(what=island.name, why=f"{fault.value}: {fault.message}"))
     if not places:
         raise faults[0]
+    places, foreign = _of_its_makes(places, asked.tool)
+    skipped += foreign
     given = {island.name: island.share for island in stock.island if island.share is not None}
     fixed = given if stock.shares.mode == "fixed" else {}
     tables = fitted()
@@ -176,12 +209,26 @@ def problem_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> tuple[Problem, lis
     only = dict(asked.only)
     if asked.executor == "atoll":
         only = {**only, **atoll_layout(recipe)}
+    suits = None
+    if asked.tool is not None:
+        suits = suits_of(asked.tool, recipe, alone=len(places) == 1)
     problem = Problem(
         places=places, fleet=stock, grain=recipe.batch.grain, grains=recipe.num_grains,
         every=asked.every or recipe.exchange.every, round_steps=recipe.exchange.steps,
-        coefficients=coefficients, only=only, shares=fixed,
+        coefficients=coefficients, only=only, shares=fixed, suits=suits,
     )  # fmt: skip
     return problem, skipped
+
+
+def _of_its_makes(places: list[Place], tool: str | None) -> tuple[list[Place], list[LeftOut]]:
+    """Without the islands of makes that the tool does not run on, unless no other is there."""
+    if tool is None:
+        return places, []
+    makes = tools()[tool].backends
+    able = [one for one in places if facts.chip(one.island.chip).backend in makes]
+    why = f"left out: {tool} runs on {', '.join(makes)}"
+    foreign = [LeftOut(what=one.name, why=why) for one in places if one not in able]
+    return (able, foreign) if able else (places, [])
 
 
 def atoll_layout(recipe: Recipe) -> dict[str, Any]:
@@ -284,7 +331,7 @@ def _enough_nodes(problem: Problem, place: Place) -> int | None:
         options, tightest = island_options(
             place.work, place.machine, nodes * place.machine.node_devices,
             grain=problem.grain, grains=problem.grains, share=problem.grains,
-            coefficients=problem.coefficients, only=problem.only,
+            coefficients=problem.coefficients, only=problem.only, suits=problem.suits,
         )  # fmt: skip
         return bool(options) and tightest is None
 
@@ -320,7 +367,7 @@ def _answer(
     steps = recipe.total_steps()
     flops = islands[0].work.shape.flops_per_token(recipe.model.context) * tokens
     peak = sum(one.machine.speed(one.work.precision) * one.layout.num_devices for one in islands)
-    executor, why = explain.executor_of(recipe, islands, way)
+    executor, why = explain.executor_of(recipe, islands, way, asked.tool)
     helps = searching.what_helps(problem, found)
     sequences = problem.grain * recipe.model.context
     return Answer(
@@ -335,7 +382,10 @@ def _answer(
         ),
         rejected=(*explain.rejected(problem, found), *skipped),
         helps=tuple((what, gain * sequences) for what, gain in helps),
-        notes=tuple(explain.notes(problem, islands, way, low, high)),
+        notes=(
+            *([f"only layouts that {asked.tool} can express were tried"] if asked.tool else []),
+            *explain.notes(problem, islands, way, low, high),
+        ),
         executor=executor, executor_why=why, contract=explain.contract_of(islands, way),
         search_seconds=time.perf_counter() - begun,
     )  # fmt: skip

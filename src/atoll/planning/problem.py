@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from atoll.fleet import Fleet, Island
+from atoll.plan import Layout
 from atoll.planning.exchange import Member
 from atoll.planning.machine import Machine
 from atoll.planning.options import Coefficient, Corrector
@@ -50,7 +51,8 @@ class Problem:
     """Places, the batch in grains, how islands exchange, what a person fixed.
 
     `grain` is sequences a grain, `grains` all grains of a step, `every` "step" or "rounds" of
-    `round_steps` steps. `only` fixes keys of every layout, `shares` the shares of the islands.
+    `round_steps` steps. `only` fixes keys of every layout, `suits` narrows them, `shares` the
+    shares of the islands.
     """
 
     places: Sequence[Place]
@@ -61,4 +63,5 @@ class Problem:
     round_steps: int
     coefficients: Coefficient
     only: Mapping[str, Any] = field(default_factory=dict)
+    suits: Callable[[Layout], bool] | None = None
     shares: Mapping[str, float] = field(default_factory=dict)

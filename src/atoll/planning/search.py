@@ -146,6 +146,7 @@ def all_options(
                 place.work, place.machine, place.devices,
                 grain=problem.grain, grains=problem.grains, share=share,
                 coefficients=problem.coefficients, correct=place.correct, only=problem.only,
+                suits=problem.suits,
             )  # fmt: skip
         found, tightest = seen[key]
         if found:
