@@ -27,7 +27,7 @@ def chips(
     ] = None,
     json: Json = False,
 ) -> int:
-    """List the known chips, or show one with the sources of its numbers.
+    """List the known chips, or show one with all its sources.
 
     \b
     Example:
