@@ -50,6 +50,8 @@ FLEETS = {
     "three": '[[island]]\nname = "a"\n[[island]]\nname = "b"\n[[island]]\nname = "c"\n',
     "reshare": '[shares]\nmode = "seeded"\nseed = 1\n'
     '[[island]]\nname = "a"\n[[island]]\nname = "b"\n',
+    "re-split": '[shares]\nmode = "seeded"\nseed = 2\n'
+    '[[island]]\nname = "a"\n[[island]]\nname = "b"\n[[island]]\nname = "c"\n',
     "three-lanes": '[[island]]\nname = "a"\nlanes = 3\n',
     "two-kinds": '[shares]\nmode = "fixed"\n[[island]]\nname = "a"\nshare = 1\n'
     '[[island]]\nname = "b"\nchip = "cpu-compat"\nshare = 1\n',

@@ -12,38 +12,20 @@ from pathlib import Path
 
 import pytest
 from tests.processes import training_faults as faults
+from tests.processes.what_a_run_says import (
+    events_of,
+    every_grain_once,
+    ledger_of,
+    lost,
+    same_run,
+)
 
 from atoll import facts
 from atoll.cli import main
-from atoll.run import Events, Ledger
+from atoll.run import Events
 from atoll.training.display import SilentDisplay
 
 pytestmark = pytest.mark.processes
-
-
-def ledger_of(run):
-    return Ledger(run / "ledger.jsonl").read()
-
-
-def same_run(result, reference):
-    """The same bits, step by step; who computed what may differ."""
-    mine, theirs = ledger_of(result.run), ledger_of(reference.run)
-    assert [line.step for line in mine] == [line.step for line in theirs]
-    for key in ("loss", "grad_norm", "sum_digest", "fingerprint", "tokens"):
-        assert [getattr(a, key) for a in mine] == [getattr(b, key) for b in theirs], key
-    assert result.fingerprint == reference.fingerprint
-
-
-def lost(run):
-    kinds = ("died", "failed", "hung", "corrupt", "left")
-    events = Events(run / "events.jsonl").read()
-    return [(event["kind"], event["island"]) for event in events if event["kind"] in kinds]
-
-
-def every_grain_once(run, num_grains):
-    for line in ledger_of(run):
-        grains = [g for parts in line.grains.values() for a, b in parts for g in range(a, b + 1)]
-        assert sorted(grains) == list(range(num_grains)), line.step
 
 
 WHAT = {"killed": "died", "hung": "hung", "raised": "failed"}
@@ -86,11 +68,6 @@ LONGER = ["schedule.steps=24"]
 def longer(world):
     """The reference of a run that is long enough for islands to come back."""
     return world.train("one", world.folder / "longer", overrides=LONGER)
-
-
-def events_of(run, *kinds):
-    events = Events(run / "events.jsonl").read()
-    return [(event["kind"], event["island"]) for event in events if event["kind"] in kinds]
 
 
 def test_an_island_that_died_comes_back_heals_and_gets_grains(world, longer, tmp_path):

@@ -327,4 +327,16 @@ def full_disk_to_the_end(argv):
     return start(argv, limited(set(range(4, 100))))
 
 
+class Brisk(WatchedLane):
+    """Slow enough that a signal lands in the middle of a grain."""
+
+    def compute(self, grain, *arguments, **named):
+        time.sleep(0.015)
+        return super().compute(grain, *arguments, **named)
+
+
+def brisk(argv):
+    return start(argv, with_lane(Brisk))
+
+
 torch.set_num_threads(1)
