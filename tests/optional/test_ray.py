@@ -269,6 +269,7 @@ class Crew(RayCrew):
         )  # fmt: skip
 
     def go(self, name, *words, environment=None):
+        self.ends.pop(name, None)  # of an earlier life
         argv = ["--token-file", str(self.token_file), "--device-index", "7", "--do", *words]
         self.start(name, argv, environment or {})
 

@@ -61,14 +61,15 @@ class _Island:
     log: Path
     log_start: int
     thread: threading.Thread | None = None
+    killer: threading.Thread | None = None
     status: int | None = None
 
 
 class Berth:
     """The actor beside one island process, on its node; the process dies with it.
 
-    Where the actor ends by force (its node dies), what the island itself had started may be left;
-    Atoll's islands start nothing.
+    Where the actor ends by force (its node dies), what the island itself had started may be left
+    (Atoll's islands start nothing), and a small temporary folder is.
     """
 
     def __init__(self) -> None:
@@ -107,7 +108,8 @@ class Berth:
                         yield piece
                 if not num_read:
                     yield local.log_tail(name).encode()
-                yield local.exited()[name]
+                status = local.exited()[name]
+        yield status  # whoever takes it may kill this actor: nothing of it is left by now
 
 
 class RayCrew:
@@ -259,8 +261,9 @@ class RayCrew:
         """
         with self._lock:
             island = self._islands[name]
-        if island.status is None:
-            threading.Thread(target=self._kill, args=(island,), daemon=True).start()
+        if island.status is None and island.killer is None:
+            island.killer = threading.Thread(target=self._kill, args=(island,), daemon=True)
+            island.killer.start()
 
     def _kill(self, island: _Island) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):
@@ -268,7 +271,8 @@ class RayCrew:
             self._ray.wait([killed], timeout=KILL_SECONDS)
             if island.thread is not None:
                 island.thread.join(KILL_SECONDS)
-        self._ray.kill(island.actor)
+        if island.status is None:
+            self._ray.kill(island.actor)
 
     def wait(self, seconds: float) -> bool:
         """Wait for at most `seconds` until all islands have ended by themselves; True if so."""
@@ -290,8 +294,8 @@ class RayCrew:
         for name in self.running():
             self.kill(name)
         for island in islands:
-            if island.thread is not None:
-                island.thread.join(5.0)
+            for thread in filter(None, (island.killer, island.thread)):
+                thread.join(2 * KILL_SECONDS + 1.0)  # with Ray gone they must ask it nothing
         for group in self._groups.values():
             self._ray.util.remove_placement_group(group)
         if self._mine:
