@@ -15,6 +15,7 @@ once: by `atoll train` itself, by torchrun, and for torchft by this script.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -102,7 +103,7 @@ class Commits:
     def seconds(self, first: int) -> list[float]:
         """Times between neighbouring commits from the `first`-th on."""
         times = [at for at, _ in self.seen[first:]]
-        return [b - a for a, b in zip(times, times[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(times)]
 
 
 def measure(story: Story, commits: Commits, strike: Callable[[int], None], options: Any) -> None:
@@ -319,8 +320,8 @@ def compare(options: argparse.Namespace, report: Report) -> None:
         with scratch() as folder:
             tell(contender.__name__)
             stories.append(contender(options, folder))
-    head = ["", "median step, s", "kill to commit, s", "in steps", "slowest step after it, in steps",
-            "goodput", ""]  # fmt: skip
+    head = ["", "median step, s", "kill to commit, s", "in steps",
+            "slowest step after it, in steps", "goodput", ""]  # fmt: skip
     rows = [[s.name, *_numbers(s), s.note] for s in stories]
     report.table(
         f"{shape_of(recipe, data)}; 3 processes of 1 thread; {options.kills} kills, one every "
@@ -363,10 +364,10 @@ def _range(values: Sequence[float]) -> str:
 def chaos(options: argparse.Namespace, report: Report) -> None:
     """Real processes, real signals, the bits of a quiet run."""
     sys.path[:0] = [str(ROOT), str(TESTS)]
-    from conftest import World
     from tests.processes.chaos import Chaos, bits_of, check_grains
 
     from atoll.run import Ledger
+    from conftest import World
 
     with scratch() as folder:
         world = World(folder / "world")

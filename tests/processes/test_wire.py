@@ -338,7 +338,9 @@ def test_the_last_words_of_a_peer_that_left_are_heard_after_a_failed_send():
 
 def test_an_island_arrives_speaks_and_leaves(listener):
     connection, welcome = dial(listener, torch="2.13.0", facts={"kind": "k1"})
-    assert welcome["name"] == "a" and welcome["run"] == "r1" and welcome["protocol"] == 1
+    assert (
+        welcome["name"] == "a" and welcome["run"] == "r1" and welcome["protocol"] == wire.PROTOCOL
+    )
     name, arrival = next_event(listener)
     assert name == "a" and isinstance(arrival, Arrival)
     assert arrival.hello["torch"] == "2.13.0" and arrival.hello["facts"] == {"kind": "k1"}
@@ -362,7 +364,7 @@ def test_an_island_without_a_name_gets_one_of_its_host_and_process(listener):
 
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN + "x", "\u73ca", None, 5, [TOKEN]])
 def test_a_wrong_token_is_refused_and_repeated_nowhere(listener, token):
-    answer = greet_by_hand(listener, protocol=1, token=token, name="a")
+    answer = greet_by_hand(listener, protocol=wire.PROTOCOL, token=token, name="a")
     assert answer.kind == "refused" and "token" in answer["reason"]
     assert TOKEN not in repr(dict(answer))
     assert listener.events.empty()
@@ -381,23 +383,26 @@ def test_the_token_does_not_reach_the_pilot_s_events(listener):
     connection.close()
 
 
-@pytest.mark.parametrize("protocol", [0, 2, "1", None])
+@pytest.mark.parametrize("protocol", [0, 1, 3, "2", None])
 def test_another_protocol_is_refused_with_both_versions(listener, protocol):
     answer = greet_by_hand(listener, protocol=protocol, token=TOKEN, name="a")
     assert answer.kind == "refused"
-    assert repr(protocol) in answer["reason"] and "the pilot speaks 1" in answer["reason"]
+    assert (
+        repr(protocol) in answer["reason"]
+        and f"the pilot speaks {wire.PROTOCOL}" in answer["reason"]
+    )
 
 
 def test_the_first_message_must_be_a_hello(listener):
     with raw(listener) as connected:
-        connected.sendall(frames.encode("result", {"token": TOKEN, "protocol": 1}))
+        connected.sendall(frames.encode("result", {"token": TOKEN, "protocol": wire.PROTOCOL}))
         assert frames.decode(read_to_end(connected)[4:]).kind == "refused"
     assert listener.events.empty()
 
 
 @pytest.mark.parametrize("name", ["n" * 5000, "two\nlines", "\x1b[2J"])
 def test_a_name_that_would_spoil_a_log_is_refused(listener, name):
-    answer = greet_by_hand(listener, protocol=1, token=TOKEN, name=name)
+    answer = greet_by_hand(listener, protocol=wire.PROTOCOL, token=TOKEN, name=name)
     assert answer.kind == "refused" and "printable" in answer["reason"]
 
 
@@ -438,7 +443,7 @@ def test_a_silent_connection_blocks_nobody_and_is_dropped():
     with Listener(token=TOKEN, hello_timeout=0.5) as listener:
         silent = [raw(listener) for _ in range(5)]
         half = raw(listener)
-        half.sendall(frames.encode("hello", {"token": TOKEN, "protocol": 1})[:-1])
+        half.sendall(frames.encode("hello", {"token": TOKEN, "protocol": wire.PROTOCOL})[:-1])
         dial(listener)[0].close()
         for connected in [*silent, half]:
             assert read_to_end(connected) == b""
@@ -458,7 +463,9 @@ def test_a_frame_of_a_stranger_has_a_small_limit(listener):
 
 def test_an_island_that_announces_a_huge_frame_is_dropped_by_name(listener):
     connected = raw(listener)
-    connected.sendall(frames.encode("hello", {"protocol": 1, "token": TOKEN, "name": "a"}))
+    connected.sendall(
+        frames.encode("hello", {"protocol": wire.PROTOCOL, "token": TOKEN, "name": "a"})
+    )
     assert isinstance(next_event(listener).what, Arrival)
     connected.sendall(struct.pack(">I", 2**31))
     name, ended = next_event(listener)
@@ -502,7 +509,9 @@ def test_fifty_islands_and_fifty_strangers_at_once(listener):
         st.binary(max_size=80)
         | st.builds(frames.encode, st.text(max_size=5), fieldsets)
         | st.builds(
-            lambda fields: frames.encode("hello", {**fields, "protocol": 1, "token": TOKEN}),
+            lambda fields: frames.encode(
+                "hello", {**fields, "protocol": wire.PROTOCOL, "token": TOKEN}
+            ),
             st.fixed_dictionaries({}, optional={"name": values, "pid": values, "facts": values}),
         ),
         max_size=4,
