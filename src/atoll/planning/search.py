@@ -24,7 +24,10 @@ from atoll.planning.options import Option, Tightest, fastest, island_options, ro
 from atoll.planning.problem import Place, Problem
 
 EXACT = 4
-"""Up to so many islands every set of them is tried; beyond, they are added one by one."""
+"""Up to so many islands every set of them is tried; beyond, they are added group by group."""
+
+STEPS = 8
+"""Into so many groups the islands of a site are divided at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,10 +241,10 @@ def _way(problem: Problem, parts: Split, every: str) -> Way:
 
 
 def best_way(problem: Problem, options: Mapping[str, Sequence[Option]], every: str) -> Way:
-    """The best set of islands: every set of a few, else the fastest first and then one by one.
+    """The best set of islands: every set of a few, else the fastest first and then group by group.
 
-    Islands join in the order of their own speed, those of the sites that are in already first;
-    one that does not help is left out.
+    Islands join in the order of their own speed, those of the site that is in already first; a
+    group that does not help is left out.
     """
     names = list(options)
     if problem.shares:
@@ -260,7 +263,9 @@ def best_way(problem: Problem, options: Mapping[str, Sequence[Option]], every: s
     # The fastest island need not be at the best site: begin at each site once.
     for site in dict.fromkeys(sites[name] for name in order):
         here = [name for name in order if sites[name] == site]
-        way = _grown(problem, options, here, [n for n in order if n not in here], every)
+        then = [[n for n in order if sites[n] == other] for other in dict.fromkeys(sites.values())]
+        later = [chunk for group in then if group != here for chunk in chunks(group)]
+        way = _grown(problem, options, chunks(here), later, every)
         if best is None or way.seconds < best.seconds:
             best = way
     assert best is not None
@@ -270,18 +275,26 @@ def best_way(problem: Problem, options: Mapping[str, Sequence[Option]], every: s
 def _grown(
     problem: Problem,
     options: Mapping[str, Sequence[Option]],
-    first: Sequence[str],
-    then: Sequence[str],
+    first: Sequence[Sequence[str]],
+    then: Sequence[Sequence[str]],
     every: str,
 ) -> Way:
-    """The way of an island, with each other island that makes it faster."""
-    way = way_of(problem, options, (first[0],), every)
-    chosen = [first[0]]
-    for name in (*first[1:], *then):
-        tried = way_of(problem, options, (*chosen, name), every)
+    """The way of the first islands, with each further group that makes it faster."""
+    chosen = list(first[0])
+    way = way_of(problem, options, tuple(chosen), every)
+    for group in (*first[1:], *then):
+        tried = way_of(problem, options, (*chosen, *group), every)
         if tried.seconds < way.seconds or not way.split.options:  # nothing: memory is short
-            way, chosen = tried, [*chosen, name]
+            way, chosen = tried, [*chosen, *group]
     return way
+
+
+def chunks(names: Sequence[str]) -> list[Sequence[str]]:
+    """The islands of a site, the fastest first, in at most `STEPS` groups: the number of ways that
+    are tried must not grow with the number of islands. The first island stands alone.
+    """
+    size = -(-(len(names) - 1) // (STEPS - 1)) or 1
+    return [names[:1], *(names[i : i + size] for i in range(1, len(names), size))]
 
 
 def what_helps(problem: Problem, found: Found) -> list[tuple[str, float]]:
