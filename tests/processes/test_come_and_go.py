@@ -64,7 +64,7 @@ def test_an_audit_replays_a_run_that_lost_an_island(world, tmp_path):
     assert world.audit(result.run, steps=8).ok
 
 
-LONGER = ["schedule.steps=24"]
+LONGER = ["schedule.steps=60"]
 
 
 @pytest.fixture(scope="module")

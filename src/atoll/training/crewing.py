@@ -197,6 +197,7 @@ def assemble(  # long: one context, from opening the door to the last goodbye
             crewed.listen_to(listener)
             _write_address(address_file, listener.address)
             crewed.restart, crewed.enlist = start, enlist
+            crewed.starts = local.__contains__
             crewed.admit(list(planned), waiting=waiting)
             store = serve_store(wire.parse_address(address)[0])
             yield crewed, store.port

@@ -69,6 +69,11 @@ class Exchange:
         self._parked.append((unfinished, self._group))
         self._group = None
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a collective that was given up is still under way."""
+        return any(not unfinished[0].ended for unfinished, _ in self._parked)
+
     def join(self, *, epoch: int, rank: int, size: int) -> None:
         """Enter the group of `epoch`; all its members must call this. Alone (size 1) needs no
         group. ExchangeError if they do not find one another in time.

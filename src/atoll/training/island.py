@@ -399,6 +399,11 @@ class Island(Replica):
             self.report_checkpoints()
         self.send("finished")
 
+    @property
+    def hangs(self) -> bool:
+        """Whether something is under way that this process could not end in good order."""
+        return hasattr(self, "exchange") and self.exchange.hangs
+
     # ------------------------------------------------------------------ the doctor
 
     def trace(self, *, path: str) -> None:

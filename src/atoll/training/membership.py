@@ -95,6 +95,8 @@ class Crewed:
         self._fence = fence
         self.restart: Callable[[str], bool] = lambda _name: True
         """Starts an island of this machine again; False while its old process has not ended."""
+        self.starts: Callable[[str], bool] = lambda _name: True
+        """Whether this pilot starts the island; the others dial in by themselves."""
         self.enlist: Callable[[Any], None] = lambda _member: None
         """Takes a new island (a `MemberSpec`) into the fleet and starts it."""
         self._late: list[tuple[str, wire.Message]] = []

@@ -109,7 +109,8 @@ class Roster:
                 f"{len(crew.members)} go on, no step is lost"
             )
             self._strikes[loss.name] += 1
-            if loss.how not in ("left", "parked") and self._strikes[loss.name] < STRIKES:
+            lost = loss.how not in ("left", "parked")
+            if lost and crew.starts(loss.name) and self._strikes[loss.name] < STRIKES:
                 self._to_restart.append(loss.name)
             self._events.append(
                 loss.how, island=loss.name, reason=loss.reason[-2000:], step=loss.step
