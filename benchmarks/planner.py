@@ -423,6 +423,9 @@ def show_search(report: Report, *, quick: bool) -> None:
             [name, f"{min(whole):.2f}", f"{statistics.median(whole):.2f}", f"{min(inside):.3f}",
              f"{statistics.median(inside):.3f}"]
         )  # fmt: skip
+        seconds = min(whole), min(inside)
+        report.check(f"{name}: the whole command, s,", seconds[0], 1.5, at_least=False, form=".2f")
+        report.check(f"{name}: the search, s,", seconds[1], 1.0, at_least=False, form=".2f")
     report.table(
         f"`taskset -c 0 atoll plan RECIPE {FLEET.relative_to(ROOT)}`: seconds of the whole "
         f"command and of the search in it, {rounds} rounds.",
@@ -448,21 +451,28 @@ def grow(report: Report, *, quick: bool) -> None:
     content = Fleet.load(FLEET).as_dict()
     islands = content["island"]
 
-    def with_islands(count: int) -> Fleet:
+    def with_islands(count: int, *, smaller: int = 0) -> Fleet:
         copies = [
             {**islands[i % len(islands)], "name": f"{islands[i % len(islands)]['name']}-{i}"}
             for i in range(count)
         ]
+        for i, one in enumerate(copies):
+            one["nodes"] -= smaller * i
         return Fleet.from_dict({**content, "island": copies, "delivery": [], "withdrawal": []})
+
+    def unlike(count: int) -> Fleet:
+        return with_islands(count, smaller=8)
 
     def with_nodes(factor: int) -> Fleet:
         more = [{**one, "nodes": one["nodes"] * factor} for one in islands]
         return Fleet.from_dict({**content, "island": more, "delivery": [], "withdrawal": []})
 
-    counts, factors_ = ((5, 10), (1, 4)) if quick else ((5, 10, 20, 40), (1, 4, 16))
+    times, factors_ = ((1, 2), (1, 4)) if quick else ((1, 2, 4, 8), (1, 4, 16))
+    counts = tuple(len(islands) * factor for factor in times)
     rows = []
     tables: list[tuple[str, Callable[[int], Fleet], tuple[int, ...]]] = [
-        ("islands", with_islands, counts), ("chips an island, times", with_nodes, factors_),
+        ("islands", with_islands, counts), ("islands, no two alike", unlike, counts),
+        ("chips an island, times", with_nodes, factors_),
     ]  # fmt: skip
     for name, fleet_of, sizes in tables:
         fleets = [fleet_of(size) for size in sizes]
@@ -475,8 +485,11 @@ def grow(report: Report, *, quick: bool) -> None:
                 plan(recipe, fleets[i])
                 seconds[i].append(time.perf_counter() - begun)
         for size, took in zip(sizes, seconds, strict=True):
-            rows.append([name, str(size), f"{statistics.median(took):.2f}",
-                         f"{median_ratio(took, seconds[0]):.2f}"])  # fmt: skip
+            ratio = median_ratio(took, seconds[0])
+            rows.append([name, str(size), f"{statistics.median(took):.2f}", f"{ratio:.2f}"])
+        growth = 1.0 if fleet_of is with_nodes else sizes[-1] / sizes[0]
+        what = f"times the seconds of {sizes[0]}, {name} {sizes[-1]}"
+        report.check(what, ratio, growth, at_least=False, form=".2f")
     report.table(
         "How the search grows (dense-400b; seconds in this process, other cores idle or not).",
         ["grows", "to", "seconds, median", "times the first"],

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atoll.planning.options import Option, capacity, fastest, room
+from atoll.planning.options import Option, capacity, contenders, fastest, room
+
+ASK_AGAIN = 4
+"""After so many halvings of the bracket, the options that cannot be the best in it are dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +35,23 @@ def split(options: Mapping[str, Sequence[Option]], grains: int) -> Split:
     if sum(rooms.values()) < grains:
         return Split(grains=rooms, options={}, seconds=math.inf)
     low = 0.0
-    high = max(fastest(options[name], n).seconds(n) for name, n in rooms.items())
+    ends = {name: fastest(options[name], n).seconds(n) for name, n in rooms.items()}
+    alone = [end for name, end in ends.items() if rooms[name] >= grains]
+    high = min(alone) if alone else max(ends.values())
+    # Islands that share their options are asked once.
+    counts = Counter(id(own) for own in options.values())
+    alike = {id(own): own for own in options.values()}
+    asked, halvings = list(alike.values()), 0
     while high - low > 1e-10 * high:
         middle = (low + high) / 2.0
-        if sum(capacity(o, middle) for o in options.values()) >= grains:
+        done = sum(n * capacity(o, middle) for n, o in zip(counts.values(), asked, strict=True))
+        if done >= grains:
             high = middle
         else:
             low = middle
+        halvings += 1
+        if halvings % ASK_AGAIN == 0:
+            asked = [o if len(o) == 1 else contenders(o, low, high) for o in asked]
     shares = {name: min(grains, capacity(o, high)) for name, o in options.items()}
     _trim(shares, options, grains)
     chosen = {name: fastest(options[name], n) for name, n in shares.items() if n}
@@ -72,13 +86,16 @@ def fixed_split(
 def _trim(shares: dict[str, int], options: Mapping[str, Sequence[Option]], grains: int) -> None:
     """Takes away what is more than `grains`, always from the island that would end last."""
     surplus = sum(shares.values()) - grains
+    best = {name: fastest(options[name], n) for name, n in shares.items() if n}
+    ends = {name: option.seconds(shares[name]) for name, option in best.items()}
     while surplus > 0:
-        late = max(
-            (name for name, n in shares.items() if n),
-            key=lambda name: fastest(options[name], shares[name]).seconds(shares[name]),
-        )
-        lanes = fastest(options[late], shares[late]).layout.dp
+        late = max(ends, key=lambda name: ends[name])
         # Back to the start of the island's last turn: less would not end any sooner.
-        taken = min(surplus, (shares[late] - 1) % lanes + 1)
+        taken = min(surplus, (shares[late] - 1) % best[late].layout.dp + 1)
         shares[late] -= taken
         surplus -= taken
+        if shares[late]:
+            best[late] = fastest(options[late], shares[late])
+            ends[late] = best[late].seconds(shares[late])
+        else:
+            del ends[late]

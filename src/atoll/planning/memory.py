@@ -28,7 +28,8 @@ class MemoryUse:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(self.parts().values())
+        held = self.weights + self.gradients + self.optimizer
+        return held + self.activations + self.working + self.reserve
 
     def parts(self) -> dict[str, float]:
         """The causes and their bytes, in a fixed order."""

@@ -142,22 +142,29 @@ def _fitting(
         if use.total <= usable:
             yield tried, use, math.inf
             return
-        if layout.pp > 1 and (few := _most_turns(work, tried, usable, per_grain, c)):
-            some = memory_use(work, tried, few * per_grain, c.memory)
-            yield tried, some, float(layout.dp * few)
+        if layout.pp > 1:
+            few, some = _most_turns(work, tried, usable, per_grain, c)
+            if few:
+                yield tried, some, float(layout.dp * few)
     yield tried, use, 0.0
 
 
-def _most_turns(work: Work, layout: Layout, usable: float, per_grain: int, c: Coefficient) -> int:
-    """The most grains of a lane whose micro-batches in flight fit; bytes are a line in these."""
+def _most_turns(
+    work: Work, layout: Layout, usable: float, per_grain: int, c: Coefficient
+) -> tuple[int, MemoryUse]:
+    """The most grains of a lane whose micro-batches in flight fit, and their bytes.
+
+    Bytes are a line in the micro-batches. No grain: the bytes of one micro-batch.
+    """
     one = memory_use(work, layout, 1, c.memory)
     if one.total > usable:
-        return 0
+        return 0, one
     more = int((usable - one.total) / (c.memory.gaps * one.activations))
-    turns = (1 + more) // per_grain
-    if turns and memory_use(work, layout, turns * per_grain, c.memory).total > usable:
-        turns -= 1  # rounding
-    return turns
+    for turns in range((1 + more) // per_grain, 0, -1):  # a second turn only after rounding
+        use = memory_use(work, layout, turns * per_grain, c.memory)
+        if use.total <= usable:
+            return turns, use
+    return 0, one
 
 
 def option_of(
@@ -232,8 +239,17 @@ def room(options: Sequence[Option]) -> float:
 
 
 def fastest(options: Sequence[Option], grains: int) -> Option:
-    """The option that is soonest done with `grains` grains."""
-    return min(options, key=lambda option: (option.seconds(grains), option.memory.total))
+    """The option that is soonest done with `grains` grains; of equal ones that of least memory."""
+    soonest = min(option.seconds(grains) for option in options)
+    equal = [option for option in options if option.seconds(grains) == soonest]
+    return equal[0] if len(equal) == 1 else min(equal, key=lambda option: option.memory.total)
+
+
+def contenders(options: Sequence[Option], low: float, high: float) -> Sequence[Option]:
+    """The options of which one has the `capacity` of all, at any time from `low` to `high`."""
+    first = max(options, key=lambda option: option.within(low))
+    sure = first.within(low)
+    return [option for option in options if option is first or option.within(high) > sure]
 
 
 def spread_of(machine: Machine, low: float, high: float) -> tuple[float, float]:

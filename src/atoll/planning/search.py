@@ -184,10 +184,13 @@ def way_of(
 ) -> Way:
     """The best split between exactly these islands (a share may still come out as nothing)."""
     exchange = exchange_of(problem, names, every)
-    chosen = {
-        name: [with_tail(problem, option, exchange, every) for option in options[name]]
-        for name in names
+    # Islands that share their options go on sharing them: the split asks those once.
+    alike = {id(options[name]): options[name] for name in names}
+    tailed = {
+        key: [with_tail(problem, option, exchange, every) for option in own]
+        for key, own in alike.items()
     }
+    chosen = {name: tailed[id(options[name])] for name in names}
     if problem.shares:
         parts = fixed_split(chosen, problem.grains, problem.shares)
     else:
@@ -204,18 +207,41 @@ def exchange_of(problem: Problem, names: Collection[str], every: str) -> Exchang
 
 
 def with_tail(problem: Problem, option: Option, exchange: Exchange, every: str) -> Option:
-    """An option with the seconds that an exchange takes after the island's last grain.
+    """An option with the seconds that an exchange takes after the island's last grain."""
+    return replace(option, tail=tail_of(problem, option, exchange, every))
+
+
+def tail_of(problem: Problem, option: Option, exchange: Exchange, every: str) -> float:
+    """Seconds of an exchange after an island's last grain; 0 for one that never ends.
 
     It begins while the last grain's backward pass runs; a part is never hidden.
     """
     c, seconds = problem.coefficients.time, exchange.seconds
     if seconds == math.inf:
-        return option
+        return 0.0
     if every == "rounds":
-        tail = seconds / problem.round_steps
-    else:
-        tail = max(seconds - c.state_behind * option.each, c.state_exposed * seconds)
-    return replace(option, tail=tail)
+        return seconds / problem.round_steps
+    return max(seconds - c.state_behind * option.each, c.state_exposed * seconds)
+
+
+def manages(
+    problem: Problem,
+    options: Mapping[str, Sequence[Option]],
+    names: Sequence[str],
+    every: str,
+    seconds: float,
+) -> bool:
+    """Whether these islands compute all grains in `seconds`: sooner said than the best split."""
+    exchange = exchange_of(problem, names, every)
+    left = problem.grains
+    for name in names:
+        left -= max(
+            option.within(seconds - tail_of(problem, option, exchange, every))
+            for option in options[name]
+        )
+        if left <= 0:
+            return True
+    return False
 
 
 def _way(problem: Problem, parts: Split, every: str) -> Way:
@@ -283,9 +309,12 @@ def _grown(
     chosen = list(first[0])
     way = way_of(problem, options, tuple(chosen), every)
     for group in (*first[1:], *then):
-        tried = way_of(problem, options, (*chosen, *group), every)
+        more = (*chosen, *group)
+        if way.seconds < math.inf and not manages(problem, options, more, every, way.seconds):
+            continue  # not even done in the time of fewer islands: most groups end here
+        tried = way_of(problem, options, more, every)
         if tried.seconds < way.seconds or not way.split.options:  # nothing: memory is short
-            way, chosen = tried, [*chosen, *group]
+            way, chosen = tried, [*more]
     return way
 
 
