@@ -461,7 +461,7 @@ def grow(report: Report, *, quick: bool) -> None:
         return Fleet.from_dict({**content, "island": copies, "delivery": [], "withdrawal": []})
 
     def unlike(count: int) -> Fleet:
-        return with_islands(count, smaller=8)
+        return with_islands(count, smaller=1)
 
     def with_nodes(factor: int) -> Fleet:
         more = [{**one, "nodes": one["nodes"] * factor} for one in islands]

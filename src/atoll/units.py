@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import lru_cache
 
 from atoll.errors import InputError
 
@@ -129,17 +130,24 @@ def _parse(text: object, units: Mapping[str, Fraction], what: str, example: str)
     if not isinstance(text, str):
         fix = f'write it as text with a unit, for example "{example}"'
         raise InputError(f"a {what} needs a unit", value=text, fix=fix)
-    match = _QUANTITY.fullmatch(text)
-    if match is None:
+    read = _read(text)
+    if read is None:
         fix = f'write a number and a unit, for example "{example}"'
         raise InputError(f"is not a {what}", value=text, fix=fix)
-    number, unit = Fraction(match[1]), match[2]
+    number, unit = read
     if unit not in units:
         message = f'"{unit}" is no unit of {what}' if unit else f"a {what} needs a unit"
         raise InputError(message, value=text, fix=_unit_fix(unit, units))
     if number < 0:
         raise InputError(f"a {what} is not negative", value=text, fix=f'for example "{example}"')
     return number * units[unit]
+
+
+@lru_cache(maxsize=1024)  # a search asks for the same few links thousands of times
+def _read(text: str) -> tuple[Fraction, str] | None:
+    """Number and unit of a text, None if it is something else."""
+    match = _QUANTITY.fullmatch(text)
+    return None if match is None else (Fraction(match[1]), match[2])
 
 
 def _unit_fix(unit: str, units: Mapping[str, Fraction]) -> str:
