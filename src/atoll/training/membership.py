@@ -37,7 +37,7 @@ class Member:
     name: str
     chip: str
     lanes: int
-    connection: wire.Connection
+    connection: wire.Line
     kind: dict[str, Any] = field(default_factory=dict)
     kind_id: str = ""
     memory: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Crewed:
         self.losses: list[Loss] = []
         self.arrivals: list[wire.Arrival] = []
         self._names: set[str] = set()  # of the islands that belong here
-        self._events: queue.Queue[wire.Event] = queue.Queue()
+        self._events: queue.SimpleQueue[wire.Event] = queue.SimpleQueue()
         self.wishes: list[wire.Arrival] = []
         self._explain = explain
         self._fence = fence
