@@ -96,10 +96,16 @@ def body_length(data: bytearray | memoryview, start: int, *, max_bytes: int, pee
     return num_bytes
 
 
-def decode(body: bytes | memoryview, *, peer: str = "unknown") -> Message:
-    """The message in the body of a frame; `ProtocolError` for anything that is not one."""
+def decode(body: bytes | memoryview, *, peer: str = "unknown", lists: bool = True) -> Message:
+    """The message in the body of a frame; `ProtocolError` for anything that is not one.
+
+    Without `lists`, what was sent as a list arrives as a tuple: Python's collector of garbage soon
+    leaves tuples of numbers alone, but walks lists again and again while many are kept.
+    """
     try:
-        value = msgpack.unpackb(body, raw=False, strict_map_key=True, ext_hook=_refuse_extension)
+        value = msgpack.unpackb(
+            body, raw=False, strict_map_key=True, use_list=lists, ext_hook=_refuse_extension
+        )
     except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
         detail = f"{type(error).__name__}: {error}"[:200]
         raise ProtocolError(f"{peer} sent a frame that is not msgpack ({detail})") from error

@@ -145,8 +145,8 @@ class Line:
             return False
 
     def cut(self, data: memoryview) -> Iterator[Message]:
-        """The messages that are whole with these bytes; the rest is kept. `ProtocolError` where the
-        peer sent something else; what came before it is yielded first.
+        """The messages that are whole with these bytes, their lists as tuples; the rest is kept.
+        `ProtocolError` where the peer sent something else; what came before it is yielded first.
         """
         if self._rest:
             self._rest += data
@@ -161,7 +161,7 @@ class Line:
             if stop > end:
                 self._wanted = stop - start
                 break
-            yield decode(data[begin:stop], peer=self.peer)
+            yield decode(data[begin:stop], peer=self.peer, lists=False)
             start = stop
         if start < end:
             self._rest += data[start:]

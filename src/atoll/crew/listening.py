@@ -105,6 +105,7 @@ class Listener:
         self._waiting: set[Line] = set()
         self._heard: list[Event] = []
         self._chunk = bytearray(_CHUNK_BYTES)
+        self._view = memoryview(self._chunk)
         self._accept_again = 0.0
         self._looked_at = time.monotonic()
         # Shared: lines that other threads want looked at.
@@ -288,13 +289,12 @@ class Listener:
             and not line.is_inside
             and self._chunk.startswith(_ALIVE_FRAME)
         ):
-            return  # nine words of ten, so not taken apart
-        with memoryview(self._chunk) as view:
-            for message in line.cut(view[:num_bytes]):
-                if line.name is None:
-                    self._greet(line, message)
-                elif message.kind != ALIVE:
-                    self._heard.append(Event(line.name, message))
+            return  # most words are this one, so it is not taken apart
+        for message in line.cut(self._view[:num_bytes]):
+            if line.name is None:
+                self._greet(line, message)
+            elif message.kind != ALIVE:
+                self._heard.append(Event(line.name, message))
 
     def _end(self, line: Line, error: Exception | None = None) -> None:
         """A connection is over: forget it, and tell of it if it was an island's."""

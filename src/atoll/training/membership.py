@@ -264,19 +264,24 @@ class Crewed:
     def tell(self, kind: str, fields: Mapping[str, Mapping[str, Any]]) -> None:
         """Send each island its own fields; one that is gone is dropped if `elastic`."""
         for name, values in fields.items():
-            member = self.members.get(name)
-            if member is None:
-                continue
-            try:
-                member.connection.send(kind, **values)
-            except wire.ConnectionClosed as error:
-                if not self.elastic:
-                    raise self._why_gone(name, error) from error
-                self.drop(name, "died", str(error))
+            self._send(name, wire.encode(kind, values))
 
     def tell_all(self, kind: str, **fields: Any) -> None:
         """Send all islands the same."""
-        self.tell(kind, dict.fromkeys(list(self.members), fields))
+        frame = wire.encode(kind, fields)
+        for name in list(self.members):
+            self._send(name, frame)
+
+    def _send(self, name: str, frame: bytes) -> None:
+        member = self.members.get(name)
+        if member is None:
+            return
+        try:
+            member.connection.send_frame(frame)
+        except wire.ConnectionClosed as error:
+            if not self.elastic:
+                raise self._why_gone(name, error) from error
+            self.drop(name, "died", str(error))
 
     def gather(
         self,
@@ -297,13 +302,16 @@ class Crewed:
         num_losses, end = len(self.losses), time.monotonic() + limit
         wanted = list(self.members) if names is None else [n for n in names if n in self.members]
         left, got = dict.fromkeys(wanted), dict[str, wire.Message]()
+        asked = list((match or {}).items())
 
         def offer(name: str, message: wire.Message) -> bool:
             if message.kind != kind or name not in left:
                 return False
-            if all(message.get(key) == value for key, value in (match or {}).items()):
-                got[name] = message
-                del left[name]
+            for key, value in asked:
+                if message.get(key) != value:
+                    return True
+            got[name] = message
+            del left[name]
             return True
 
         self._late = [item for item in self._late if not offer(*item)]
