@@ -66,7 +66,6 @@ class Loss:
     name: str
     how: str
     reason: str
-    at: float
     step: int
 
 
@@ -137,7 +136,7 @@ class Crewed:
             return
         member.connection.close()
         self._fence(name)  # a stopped process must not come back and write
-        self.losses.append(Loss(name=name, how=how, reason=reason, at=time.time(), step=self.step))
+        self.losses.append(Loss(name=name, how=how, reason=reason, step=self.step))
         if not any(not other.healing for other in self.members.values()):
             raise IslandError(f"no island is left: {name!r} was the last one ({reason})")
 
@@ -145,9 +144,7 @@ class Crewed:
         """A member leaves as it was asked to: it is told so, and its end is no loss."""
         member = self.members.pop(name)
         self.finished.add(name)
-        self.losses.append(
-            Loss(name=name, how=how, reason=reason, at=time.time(), step=self.step + 1)
-        )
+        self.losses.append(Loss(name=name, how=how, reason=reason, step=self.step + 1))
         with contextlib.suppress(wire.ConnectionClosed):
             member.connection.send("finish")
 
