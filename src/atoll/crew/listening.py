@@ -97,8 +97,8 @@ class Listener:
         self._admit = admit
         self._hello_timeout = hello_timeout
         self._send_timeout = send_timeout
-        # The thread's own: all lines by name, in the order of arrival those not greeted yet, and
-        # those that something waits for.
+        # The thread's own: all lines, the names that are taken, when the hello of a line is due (in
+        # the order of arrival), the lines that something waits for, and what is not queued yet.
         self._lines: set[Line] = set()
         self._names: set[str] = set()
         self._greeting: dict[Line, float] = {}
