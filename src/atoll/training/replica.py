@@ -47,6 +47,12 @@ class Replica:
         self.num_lanes = lanes
         self.threads = threads
         self.backend = backends.of_chip(chip)
+        if not self.backend.available():
+            raise AtollError(
+                f"no device of chip {chip} (backend {self.backend.name}) is seen here by torch "
+                f"{torch.__version__}: name a chip that this machine has in the fleet file, or "
+                "install the torch build (and plugin) of that chip"
+            )
         self.backend.prepare(threads=threads)
         self.device_index = device_index
         self.device = self.backend.device(device_index)
