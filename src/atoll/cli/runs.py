@@ -296,6 +296,12 @@ def island(
         float,
         typer.Option(metavar="SECONDS", min=0.0, help="What SIGTERM leaves to hand over."),
     ] = 30.0,
+    patience: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0.0, help="How long to wait for another pilot if this one dies."
+        ),
+    ] = 600.0,
 ) -> int:
     """Run one island: compute what a pilot hands out.
 
@@ -312,6 +318,7 @@ def island(
     from atoll.training.island import main
 
     arguments = ["--pilot", pilot, "--token-file", str(token_file), "--grace", str(grace)]
+    arguments += ["--patience", str(patience)]
     optional = {
         "--name": name,
         "--chip": chip,
