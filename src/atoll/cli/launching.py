@@ -114,6 +114,7 @@ def write(planned: Planned, wanted: Wanted) -> tuple[list[Path], Written]:
 
 def as_json(planned: Planned, files: list[Path], made: Written) -> dict[str, Any]:
     """The object of `plan --json` for a launcher: that of any plan, and what to do."""
+    notes = [*made.notes, *left_out(planned)]
     more = {
         "files": [str(path) for path in files],
         "replace": list(made.replace),
@@ -123,21 +124,34 @@ def as_json(planned: Planned, files: list[Path], made: Written) -> dict[str, Any
         from atoll.planning.explain import as_json as of_answer
 
         told = of_answer(planned.answer)
-        return {**told, "notes": [*told["notes"], *made.notes], **more}
+        return {**told, "notes": [*told["notes"], *notes], **more}
     return {
         **dict.fromkeys(ESTIMATED),
         "layout": {one.name: one.layout.model_dump() for one in planned.plan.islands},
         "executor": planned.plan.executor,
         "executor_why": UNKNOWN,
-        "notes": list(made.notes),
+        "notes": notes,
         **more,
     }
 
 
-def say(made: Written) -> None:
+def left_out(planned: Planned) -> list[str]:
+    """Islands of the fleet that the plan does not use, so that no file starts them."""
+    if planned.answer is None:
+        return []
+    reasons = {one.what: one.why for one in planned.answer.rejected}
+    used = {one.name for one in planned.plan.islands}
+    return [
+        f"Island {one.name} is not in this plan: {reasons.get(one.name, 'it would not help')}."
+        for one in planned.fleet.island
+        if one.name not in used
+    ]
+
+
+def say(planned: Planned, made: Written) -> None:
     """What a person does next, on stderr."""
     for title, lines in (
-        ("notes", made.notes),
+        ("notes", [*made.notes, *left_out(planned)]),
         ("replace", made.replace),
         ("then run", made.commands),
     ):

@@ -214,7 +214,7 @@ def _launch(
     for path in files:
         note(f"wrote {path}")
     if not json:
-        launching.say(made)
+        launching.say(planned, made)
     return 0
 
 

@@ -66,7 +66,7 @@ def _pilot(order: Order) -> str:
 def _island(order: Order, group: Group) -> str:
     lines = [
         f'island "{group.name}" of "{order.recipe_name}": {group.told()}.',
-        "Its processes dial the pilot at the address in RUN/pilot.json; one that dies does again.",
+        "Its processes dial the pilot at the address in RUN/pilot.json, again when they have died.",
     ]
     options = [
         f"--job-name=atoll-{group.name}",
