@@ -177,16 +177,21 @@ def plan(
         return _launch(recipe, set_ or [], fleet, asked, wanted=wanted, json=json)
     answer = _found(recipe, set_ or [], fleet, asked)
     files = _written(answer, save=save, report=report, emit=emit, to=to, island=island)
-    if json:
-        from atoll.planning.explain import as_json
-
-        print_json(as_json(answer) | {"files": [str(path) for path in files]})
-    else:
-        _show(answer)
+    _tell(answer, files, json=json)
     for path in (save, report, *files):
         if path is not None:
             note(f"wrote {path}")
     return 0
+
+
+def _tell(answer: Answer, files: list[Path], *, json: bool) -> None:
+    """The answer as an object, or for a person."""
+    if not json:
+        _show(answer)
+        return
+    from atoll.planning.explain import as_json
+
+    print_json(as_json(answer) | {"files": [str(path) for path in files]})
 
 
 def _launch(
