@@ -1,4 +1,4 @@
-"""examples/clusters through the readers of the launchers themselves, where these are installed.
+"""Cluster files with the launchers themselves, where these are installed.
 
 Ray's own reader of cluster files: pip install 'atoll[ray]' jsonschema. SkyPilot's: the environment
 of test_emit_parsers.py.
@@ -6,12 +6,19 @@ of test_emit_parsers.py.
 
 import copy
 import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.processes.conftest import World
 from tests.pure.cluster_cases import CLUSTERS
 
+from atoll.cli import main
 from atoll.facts.launchers import launchers
+from atoll.run import RunFolder
 
 pytestmark = pytest.mark.optional
 
@@ -63,3 +70,42 @@ def test_skypilot_reads_its_tasks(
     (resources,) = task.resources
     assert task.num_nodes == nodes and resources.accelerators == accelerators
     assert task.envs["RUN"] == "/shared/run" and "atoll " in task.run
+
+
+@pytest.mark.parametrize("launcher", ["ray", "kuberay"])
+def test_the_pilots_script_waits_for_the_nodes_and_trains(launcher: str, tmp_path: Path) -> None:
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs Ray")
+    world, launch, run = World(tmp_path / "world"), tmp_path / "launch", tmp_path / "run"
+    words = ["plan", str(world.recipe), str(world.fleet("three")), "--emit", launcher]
+    assert main([*words, "--to", str(launch)]) == 0
+    (launch / "texts").symlink_to(world.folder / "texts")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "atoll").write_text(f'#!/bin/bash\nexec {sys.executable} -m atoll "$@"\n')
+    (commands / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    for command in commands.iterdir():
+        command.chmod(0o755)
+    cluster = cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        environment = {
+            **os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "RUN": str(run),
+            "PLAN": str(launch / "plan.json"), "CACHE": str(world.cache),
+            "RAY_ADDRESS": cluster.address,
+        }  # fmt: skip
+        pilot = subprocess.Popen(
+            ["bash", str(launch / "pilot.sh")], env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        with pytest.raises(subprocess.TimeoutExpired):
+            pilot.wait(8)
+        assert not run.exists(), "a node is missing"
+        cluster.add_node(num_cpus=1)
+        output = pilot.communicate(timeout=200)[0]
+        assert pilot.returncode == 0, output
+    finally:
+        cluster.shutdown()
+    assert RunFolder.open(run).record.status.state == "finished"
