@@ -131,7 +131,7 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     begun = time.perf_counter()
     if asked.executor == "atoll":
         require_supported(recipe)
-        _require_here(recipe, asked.only)
+        require_here(recipe, asked.only)
     problem, skipped = problem_of(recipe, fleet, asked)
     try:
         found = _search(problem)
@@ -241,7 +241,7 @@ def atoll_layout(recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _require_here(recipe: Recipe, only: Mapping[str, Any]) -> None:
+def require_here(recipe: Recipe, only: Mapping[str, Any]) -> None:
     """InputError for a fixed key of the layouts that Atoll's own trainer does not do."""
     for key, value in atoll_layout(recipe).items():
         if only.get(key, value) != value:
