@@ -222,6 +222,23 @@ class SlowDying(Slow):
         super().commit(step=step, **fields)
 
 
+class LongFetch(SlowDying):
+    """Dies once; in its second life the state is a long time on its way: many updates are kept."""
+
+    def post_late(self, message):
+        if message.kind == "fetched":
+            time.sleep(2.0)
+        self.post_now(message)
+
+    def heal(self, **fields):
+        self.post_now, self.post = self.post, self.post_late
+        super().heal(**fields)
+
+
+def slow_dies_and_heals_long_in_b(argv):
+    return start(argv, LongFetch if value_of(argv, "--name") == "b" else Slow)
+
+
 def first_life(name):
     return len(list(FOLDER[0].glob(f"pid-{name}-*"))) == 1
 
