@@ -4,6 +4,8 @@ The bits are those of one island whatever happens to the fleet in a spike; a res
 joiner and another pilot know what was skipped and where the weights went back to.
 """
 
+import json
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from atoll.errors import RunError
 from atoll.run import Events, Ledger
 from atoll.training import checkpoint
 from atoll.training.display import SilentDisplay
+from atoll.training.scalars import round32
 
 pytestmark = pytest.mark.processes
 
@@ -90,6 +93,39 @@ def test_going_back_takes_up_the_weights_of_a_step_of_the_recipe(guarded):
     for step, spike in spikes.items():
         assert spike.to % 2 == 0 and spike.to <= step - 2
         assert after[step] == after[spike.to] != after[step - 1]
+
+
+@either
+def test_the_moments_are_corrected_for_the_updates_that_are_in_them(
+    world, guarded, tmp_path, on_spike
+):
+    run = tmp_path / "run"
+    result = world.train("one", run, entry="noting", overrides=ON_SPIKE[on_spike])
+    same_run(result, guarded[on_spike])
+    updates = kept = 0
+    for text in (run / "commits").read_text().splitlines():
+        _, change, correction = text.split()
+        if change == "keep":
+            kept = updates
+        if change in ("keep", "update"):
+            updates += 1
+            power = 1.0
+            for _ in range(updates):
+                power *= 0.95
+            assert float(correction) == round32(1.0 / (1.0 - power)), text
+        elif change == "roll-back":
+            updates = kept
+    assert updates < 12
+
+
+@either
+def test_a_spike_leaves_no_trace_in_the_exponents(guarded, on_spike):
+    run = guarded[on_spike].run
+    spikes = spikes_of(run)
+    for step in (3, 6, 9, 12):
+        state = json.loads((run / "checkpoints" / f"step-{step}" / "state.json").read_text())
+        taken = [s for s in range(1, step + 1) if s not in spikes]
+        assert len(state["state"]["exponents"]["levels"]) == len(taken)
 
 
 @either
@@ -194,6 +230,14 @@ def test_an_audit_passes_over_a_spike(world, guarded, on_spike):
         found = world.audit(result.run, steps=12, fleet=fleet)
         assert found.ok, found.text()
         assert set(spikes_of(result.run)) <= set(found.steps)
+
+
+@either
+def test_an_audit_of_a_spike_alone_begins_at_a_checkpoint(world, guarded, on_spike):
+    """What the guard knew there comes from the ledger."""
+    seed = next(s for s in range(999) if random.Random(s).sample(range(1, 13), 1) == [4])
+    found = world.audit(guarded[on_spike].run, steps=1, seed=seed)
+    assert found.ok and found.steps == [4], found.text()
 
 
 @either

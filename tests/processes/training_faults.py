@@ -239,6 +239,19 @@ def slow_dies_and_heals_long_in_b(argv):
     return start(argv, LongFetch if value_of(argv, "--name") == "b" else Slow)
 
 
+class Noting(Island):
+    """Notes what it is told to do to the weights, and by which correction of the second moments."""
+
+    def commit(self, *, step, scalars, change, **fields):
+        with (FOLDER[0] / "commits").open("a") as file:
+            file.write(f"{step} {change} {scalars['inverse_correction2']!r}\n")
+        super().commit(step=step, scalars=scalars, change=change, **fields)
+
+
+def noting(argv):
+    return start(argv, Noting)
+
+
 def first_life(name):
     return len(list(FOLDER[0].glob(f"pid-{name}-*"))) == 1
 
