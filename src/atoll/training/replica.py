@@ -80,6 +80,13 @@ class Replica:
             self.masters = {name: torch.zeros(shape) for name, shape in shapes.items()}
         self.optimizer = AdamW(self.masters, square_root=updating.sqrt)
         self._fill_initial()
+        self._kept: dict[str, dict[str, torch.Tensor]] = {}
+        if self.recipe.guard.on_spike == "roll-back":
+            groups = ("weights", "moment1", "moment2")
+            self._kept = {
+                group: {name: torch.zeros(shape) for name, shape in shapes.items()}
+                for group in groups
+            }
         self.accumulator = Accumulator(IntegerSums(shapes, widths, self.device))
         self.exchanged = self.accumulator.sums  # alone, the own sums are the result
 
@@ -122,6 +129,21 @@ class Replica:
             "probe": probes[0],
         }
 
+    def _change(self, change: str, sums: IntegerSums, scalars: dict[str, Any]) -> None:
+        """What a committed step does to weights and moments: one of `guard.Change`."""
+        if change in ("keep", "roll-back"):
+            for group, live in self._live().items():
+                for name, tensor in live.items():
+                    kept = self._kept[group][name]
+                    if change == "keep":
+                        kept.copy_(self.backend.host(tensor))
+                    else:
+                        tensor.copy_(kept)
+        if change == "roll-back":
+            self._sync_masters()
+        if change in ("update", "keep"):
+            self._update(sums, scalars)
+
     def _update(self, sums: IntegerSums, scalars: dict[str, Any]) -> None:
         """AdamW by these integers."""
         values = UpdateScalars(**{**scalars, "scale": tuple(scalars["scale"])})
@@ -145,6 +167,11 @@ class Replica:
         return combine_sha256(dict(zip(self.names, parts, strict=True)))
 
     def _groups(self) -> dict[str, dict[str, torch.Tensor]]:
+        """All that a replica has to hold to go on: what is live, and what the guard keeps."""
+        kept = {f"kept_{group}": tensors for group, tensors in self._kept.items()}
+        return self._live() | kept
+
+    def _live(self) -> dict[str, dict[str, torch.Tensor]]:
         optimizer = self.optimizer
         return {"weights": self.weights, "moment1": optimizer.moment1, "moment2": optimizer.moment2}
 
