@@ -1,5 +1,5 @@
 """Clusters without one: the flags of `train`, and the scripts that `plan --emit slurm` writes, with
-stand-ins for `sbatch` and `srun`.
+stand-ins for `sbatch` and `srun`, and what its tasks for SkyPilot run.
 
 Ray itself: tests/optional/test_ray.py.
 """
@@ -50,12 +50,12 @@ class Slurm:
             "SUBMITTED": str(folder / "submitted"),
         }  # fmt: skip
 
-    def emit(self, fleet, *changes):
+    def emit(self, fleet, *changes, launcher="slurm"):
         """Writes the files for a fleet; the recipe's texts lie beside its plan."""
         path = self.folder / "fleet.toml"
         path.write_text(fleet)
         words = ["plan", str(self.world.recipe), str(path), *changes]
-        assert main([*words, "--emit", "slurm", "--to", str(self.launch)]) == 0
+        assert main([*words, "--emit", launcher, "--to", str(self.launch)]) == 0
         (self.launch / "texts").symlink_to(self.world.folder / "texts")
 
     def start(self, name):
@@ -66,8 +66,12 @@ class Slurm:
             **self.environment, "SLURM_NTASKS": asked["ntasks"], "PLAN": f"{self.launch}/plan.json",
             "SLURM_NTASKS_PER_NODE": asked.get("ntasks-per-node", "1"),
         }  # fmt: skip
+        return self.shell(str(script), environment=environment)
+
+    def shell(self, *words, environment):
+        """A shell in the folder of the files, as SkyPilot starts what a task runs."""
         job = subprocess.Popen(
-            ["bash", str(script)], env=environment, stdout=subprocess.PIPE,
+            ["bash", *words], env=environment, stdout=subprocess.PIPE, cwd=self.launch,
             stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         self.jobs.append(job)
@@ -130,6 +134,24 @@ def test_an_island_ends_where_no_pilot_comes(slurm):
     slurm.environment["WAIT"] = "1"
     assert slurm.start("island-a.sh").wait(30) == 0
     assert not slurm.run.exists()
+
+
+def test_what_tasks_of_skypilot_run_trains_and_ends(slurm, reference):
+    import yaml
+
+    fleet = '[[island]]\nname = "a"\nnodes = 2\n[[island]]\nname = "b"\n'
+    slurm.emit(fleet, "--executor", "atoll", launcher="skypilot")
+    jobs = []
+    for name in ("pilot", "island-a", "island-b"):
+        task = yaml.safe_load((slurm.launch / f"{name}.yaml").read_text())
+        for rank in range(task["num_nodes"]):
+            told = {"SKYPILOT_NODE_RANK": str(rank), "SKYPILOT_NODE_IPS": "127.0.0.1"}
+            environment = {**task["envs"], **slurm.environment, **told}
+            jobs.append(slurm.shell("-c", task["run"], environment=environment))
+    assert [job.wait(100) for job in jobs] == [0] * 4, jobs[0].stdout.read()
+    status = RunFolder.open(slurm.run).record.status
+    assert (status.state, status.fingerprint) == ("finished", reference.fingerprint)
+    assert {n for line in ledger_of(slurm.run) for n in line.grains} == {"a-0", "a-1", "b"}
 
 
 def test_the_engine_and_its_address_go_together(world, tmp_path, capsys):
