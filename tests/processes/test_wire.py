@@ -7,6 +7,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -533,10 +534,15 @@ def test_fuzz_no_stranger_brings_the_listener_down(listener, pieces):
 
 
 def wait_until_nobody_is_known(listener):
-    for thread in threading.enumerate():
-        if thread.name.startswith("from "):
-            thread.join(HANG)
-    assert not listener._names and not listener._connections and listener._num_greeting == 0
+    until(lambda: not (listener._lines or listener._names or listener._greeting))
+    assert not listener._waiting
+
+
+def until(done):
+    deadline = time.monotonic() + HANG
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_closing_the_listener_tells_its_islands_and_may_be_repeated():

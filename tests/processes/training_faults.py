@@ -132,6 +132,15 @@ def dies_in_b(argv):
     return start(argv, with_lane(Dying), only="b")
 
 
+class DyingWhileItHeals(Island):
+    def heal(self, **fields):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_while_it_heals(argv):
+    return start(argv, DyingWhileItHeals)
+
+
 def ending_at(where, number):
     """An island that gets a signal (or raises, number 0) in step 4 at one point of the step."""
 

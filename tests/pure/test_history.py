@@ -76,6 +76,47 @@ def test_the_parts_add_up_whatever_the_steps_took(tmp_path_factory, seconds, eve
     assert all(part >= 0 for part in found.lost_seconds.values())
 
 
+def test_a_clock_that_was_set_back_takes_nothing_from_other_sessions(tmp_path):
+    run = run_cases.Told(tmp_path / "run")
+    run.start(a="k1")
+    run.steps(10)
+    run.clock -= 3600.0
+    run.end()
+    run.clock += 5.0
+    run.start(a="k1")
+    run.steps(10)
+    run.end("finished", after=7.0)
+    found = goodput.goodput(reading.read(run.path))
+    assert found.lost_seconds["between_steps"] == pytest.approx(7.0)
+    assert found.lost_seconds["stopped"] == 0.0
+    assert found.wall_seconds == pytest.approx(27.0)
+    assert found.useful_seconds == pytest.approx(20.0)
+
+
+jumps = st.sampled_from([0.0, 0.0, -1.0, -3600.0, -1e8, 2.0, 1e6])
+
+
+@given(st.lists(st.tuples(jumps, st.integers(0, 3), jumps, jumps, st.booleans()), min_size=1))
+def test_the_parts_add_up_wherever_the_clock_jumps(tmp_path_factory, sessions):
+    run = run_cases.Told(tmp_path_factory.mktemp("jumped") / "run")
+    for first, count, second, third, is_told in sessions:
+        run.clock += first
+        run.start(a="k1", b="k2")
+        run.steps(count)
+        run.clock += second
+        run.event("requantised", step=run.step, times=1)
+        run.clock += third
+        if is_told:
+            run.event("stopped", step=run.step, fingerprint="f")
+    run.end("finished")
+    found = goodput.goodput(reading.read(run.path))
+    total = found.useful_seconds + sum(found.lost_seconds.values())
+    assert total == pytest.approx(found.wall_seconds)
+    assert found.useful_seconds >= 0 and all(part >= 0 for part in found.lost_seconds.values())
+    assert found.wall_seconds >= run.step * 0.999999
+    assert 0 <= found.ratio <= 1 and 0 <= found.running_ratio <= 1
+
+
 def test_a_folder_without_events_is_known_by_its_lines(tmp_path):
     run = run_cases.Told(tmp_path / "run")
     run.members = {"a": "k1"}

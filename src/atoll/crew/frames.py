@@ -20,8 +20,10 @@ from atoll.errors import RunError
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
-_LENGTH = struct.Struct(">I")
-_CHUNK_BYTES = 256 * 1024
+LENGTH = struct.Struct(">I")
+"""What stands before each body: its bytes."""
+
+_CHUNK_BYTES = 64 * 1024
 
 
 class ConnectionClosed(RunError):
@@ -80,17 +82,34 @@ def encode(kind: str, fields: Mapping[str, Any], *, max_bytes: int = MAX_FRAME_B
         raise ProtocolError(
             f"a {kind!r} message of {len(body)} bytes was not sent: the limit is {max_bytes}"
         )
-    return _LENGTH.pack(len(body)) + body
+    return LENGTH.pack(len(body)) + body
 
 
-def decode(body: bytes | memoryview, *, peer: str = "unknown") -> Message:
-    """The message in the body of a frame; `ProtocolError` for anything that is not one."""
+def body_length(data: bytearray | memoryview, start: int, *, max_bytes: int, peer: str) -> int:
+    """Bytes of the body of the frame that begins at `start`; `ProtocolError` if not allowed."""
+    num_bytes: int = LENGTH.unpack_from(data, start)[0]
+    if not 0 < num_bytes <= max_bytes:
+        raise ProtocolError(
+            f"{peer} announced a frame of {num_bytes} bytes; allowed are 1 to {max_bytes}. "
+            "Is it an atoll process?"
+        )
+    return num_bytes
+
+
+def decode(body: bytes | memoryview, *, peer: str = "unknown", lists: bool = True) -> Message:
+    """The message in the body of a frame; `ProtocolError` for anything that is not one.
+
+    Without `lists`, what was sent as a list arrives as a tuple: Python's collector of garbage soon
+    leaves tuples of numbers alone, but walks lists again and again while many are kept.
+    """
     try:
-        value = msgpack.unpackb(body, raw=False, strict_map_key=True, ext_hook=_refuse_extension)
+        value = msgpack.unpackb(
+            body, raw=False, strict_map_key=True, use_list=lists, ext_hook=_refuse_extension
+        )
     except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
         detail = f"{type(error).__name__}: {error}"[:200]
         raise ProtocolError(f"{peer} sent a frame that is not msgpack ({detail})") from error
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict) or not set(map(type, value)) <= {str}:
         raise ProtocolError(f"{peer} sent a frame that is not a map with text keys")
     kind = value.pop("kind", None)
     if not isinstance(kind, str):
@@ -103,7 +122,7 @@ def _refuse_extension(code: int, data: bytes) -> Any:
 
 
 class Connection:
-    """One end of a wire: any thread may send or close, one thread receives.
+    """An end of a wire that may wait: any thread may send or close, one thread receives.
 
     `peer` is what errors call the other end. The socket is taken over; close it here only.
     """
@@ -127,9 +146,7 @@ class Connection:
         self._closed = threading.Event()
         self._closing = threading.Lock()
         self._reason = ""
-        self.heard_at = time.monotonic()
-        """When anything last came from the peer, on this process's monotonic clock."""
-        _tune(peer_socket)
+        tune(peer_socket)
 
     @property
     def closed(self) -> bool:
@@ -182,19 +199,15 @@ class Connection:
                 self._fill(deadline)
 
     def _next_message(self) -> Message | None:
-        if len(self._buffer) < _LENGTH.size:
+        if len(self._buffer) < LENGTH.size:
             return None
-        (num_bytes,) = _LENGTH.unpack_from(self._buffer)
-        end = _LENGTH.size + num_bytes
         try:
-            if not 0 < num_bytes <= self.max_bytes:
-                raise ProtocolError(
-                    f"{self.peer} announced a frame of {num_bytes} bytes; allowed are "
-                    f"1 to {self.max_bytes}. Is it an atoll process?"
-                )
+            end = LENGTH.size + body_length(
+                self._buffer, 0, max_bytes=self.max_bytes, peer=self.peer
+            )
             if len(self._buffer) < end:
                 return None
-            with memoryview(self._buffer) as view, view[_LENGTH.size : end] as body:
+            with memoryview(self._buffer) as view, view[LENGTH.size : end] as body:
                 message = decode(body, peer=self.peer)
         except ProtocolError:
             self.close()
@@ -208,7 +221,6 @@ class Connection:
         while True:
             try:
                 data = self._socket.recv(_CHUNK_BYTES)
-                self.heard_at = time.monotonic()
                 break
             except BlockingIOError:
                 if poll is None:
@@ -247,7 +259,7 @@ class Connection:
             self._socket.close()
 
 
-def _tune(peer_socket: socket.socket) -> None:
+def tune(peer_socket: socket.socket) -> None:
     """No waiting for small frames to gather; a peer that vanished is noticed in about 30 s."""
     options = [
         (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),

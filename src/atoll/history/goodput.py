@@ -5,6 +5,10 @@ islands computed at about the same time, undisturbed. What a step took beyond th
 cause that stands in the events of the step. Every second of the wall time is in exactly one place,
 so that the parts add up. It measures against the run itself: islands that are away make steps
 slower, and these steps are compared with each other, not with those of the whole fleet.
+
+Steps are timed by a clock that nobody sets, sessions by the wall clock. Where that was set back,
+what was not computing is too short, never negative; where it was set forward, the time that it
+left out counts as `between_steps` or `stopped`: nothing tells it from a pause.
 """
 
 from __future__ import annotations

@@ -189,7 +189,9 @@ class History:
                 session.how, session.ended = "running", max(*times, least, written)
             else:
                 session.how, session.ended = "crashed", max(*times, least)
-            session.ended = max(session.ended, session.started)
+            # Steps are timed by a clock that nobody sets: where the wall clock was set back, the
+            # session took at least as long as they did.
+            session.ended = max(session.ended, least)
 
     def _timed(self, found: list[tuple[LedgerLine, int, bool]]) -> list[Attempt]:
         """Attempts with the estimated time of their end: what is not in any step's seconds is

@@ -37,7 +37,7 @@ class Member:
     name: str
     chip: str
     lanes: int
-    connection: wire.Connection
+    connection: wire.Line
     kind: dict[str, Any] = field(default_factory=dict)
     kind_id: str = ""
     memory: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +66,6 @@ class Loss:
     name: str
     how: str
     reason: str
-    at: float
     step: int
 
 
@@ -89,7 +88,7 @@ class Crewed:
         self.losses: list[Loss] = []
         self.arrivals: list[wire.Arrival] = []
         self._names: set[str] = set()  # of the islands that belong here
-        self._events: queue.Queue[wire.Event] = queue.Queue()
+        self._events: queue.SimpleQueue[wire.Event] = queue.SimpleQueue()
         self.wishes: list[wire.Arrival] = []
         self._explain = explain
         self._fence = fence
@@ -137,7 +136,7 @@ class Crewed:
             return
         member.connection.close()
         self._fence(name)  # a stopped process must not come back and write
-        self.losses.append(Loss(name=name, how=how, reason=reason, at=time.time(), step=self.step))
+        self.losses.append(Loss(name=name, how=how, reason=reason, step=self.step))
         if not any(not other.healing for other in self.members.values()):
             raise IslandError(f"no island is left: {name!r} was the last one ({reason})")
 
@@ -145,9 +144,7 @@ class Crewed:
         """A member leaves as it was asked to: it is told so, and its end is no loss."""
         member = self.members.pop(name)
         self.finished.add(name)
-        self.losses.append(
-            Loss(name=name, how=how, reason=reason, at=time.time(), step=self.step + 1)
-        )
+        self.losses.append(Loss(name=name, how=how, reason=reason, step=self.step + 1))
         with contextlib.suppress(wire.ConnectionClosed):
             member.connection.send("finish")
 
@@ -264,19 +261,24 @@ class Crewed:
     def tell(self, kind: str, fields: Mapping[str, Mapping[str, Any]]) -> None:
         """Send each island its own fields; one that is gone is dropped if `elastic`."""
         for name, values in fields.items():
-            member = self.members.get(name)
-            if member is None:
-                continue
-            try:
-                member.connection.send(kind, **values)
-            except wire.ConnectionClosed as error:
-                if not self.elastic:
-                    raise self._why_gone(name, error) from error
-                self.drop(name, "died", str(error))
+            self._send(name, wire.encode(kind, values))
 
     def tell_all(self, kind: str, **fields: Any) -> None:
         """Send all islands the same."""
-        self.tell(kind, dict.fromkeys(list(self.members), fields))
+        frame = wire.encode(kind, fields)
+        for name in list(self.members):
+            self._send(name, frame)
+
+    def _send(self, name: str, frame: bytes) -> None:
+        member = self.members.get(name)
+        if member is None:
+            return
+        try:
+            member.connection.send_frame(frame)
+        except wire.ConnectionClosed as error:
+            if not self.elastic:
+                raise self._why_gone(name, error) from error
+            self.drop(name, "died", str(error))
 
     def gather(
         self,
@@ -297,13 +299,16 @@ class Crewed:
         num_losses, end = len(self.losses), time.monotonic() + limit
         wanted = list(self.members) if names is None else [n for n in names if n in self.members]
         left, got = dict.fromkeys(wanted), dict[str, wire.Message]()
+        asked = list((match or {}).items())
 
         def offer(name: str, message: wire.Message) -> bool:
             if message.kind != kind or name not in left:
                 return False
-            if all(message.get(key) == value for key, value in (match or {}).items()):
-                got[name] = message
-                del left[name]
+            for key, value in asked:
+                if message.get(key) != value:
+                    return True
+            got[name] = message
+            del left[name]
             return True
 
         self._late = [item for item in self._late if not offer(*item)]

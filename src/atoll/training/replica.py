@@ -24,9 +24,13 @@ from atoll.training.digests import add_digests, combine_sha256, sum_digest, tens
 from atoll.training.lane import Lane, probe_tokens
 from atoll.training.optimizer import AdamW
 from atoll.training.scalars import UpdateScalars
+from atoll.training.target import num_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+HOST_THREADS = 8
+"""Threads beside an accelerator that take digests of what it holds, where the host has so many."""
 
 
 class Replica:
@@ -43,10 +47,20 @@ class Replica:
         self.num_lanes = lanes
         self.threads = threads
         self.backend = backends.of_chip(chip)
+        if not self.backend.available():
+            raise AtollError(
+                f"no device of chip {chip} (backend {self.backend.name}) is seen here by torch "
+                f"{torch.__version__}: name a chip that this machine has in the fleet file, or "
+                "install the torch build (and plugin) of that chip"
+            )
         self.backend.prepare(threads=threads)
         self.device_index = device_index
         self.device = self.backend.device(device_index)
         self._pool = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane")
+        self._host_pool = self._pool  # a CPU's lanes are its host's threads
+        if self.device.type != "cpu":
+            threads = max(1, min(HOST_THREADS, num_cores() // max(1, self.backend.num_devices())))
+            self._host_pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="host")
 
     def _build(self, widths: list[Any]) -> None:
         """Weights, the lanes that alias them, moments and sums."""
@@ -142,11 +156,12 @@ class Replica:
             if self.updates_on_host:
                 self.weights[name].copy_(self.masters[name])
 
-        self._parallel(update, range(len(self.names)))
+        pool = self._host_pool if self.updates_on_host else self._pool
+        list(pool.map(update, range(len(self.names))))
 
     def fingerprint(self) -> str:
         """Hex SHA-256 over all weights."""
-        parts = self._parallel(
+        parts = self._host_pool.map(
             lambda w: tensor_bytes_sha256(self.backend.host(w)), self.weights.values()
         )
         return combine_sha256(dict(zip(self.names, parts, strict=True)))
@@ -163,7 +178,7 @@ class Replica:
     def _digest(self, sums: IntegerSums) -> int:
         indexed = list(enumerate(sums.views))
         return add_digests(
-            self._parallel(
+            self._host_pool.map(
                 lambda item: sum_digest(self.backend.host(item[1]), tensor=item[0]), indexed
             )
         )
