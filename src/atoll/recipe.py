@@ -25,6 +25,12 @@ LATER_DEFAULTS: Mapping[str, object] = {
     "model.dense_layers": 0,
     "model.moe_every": 1,
     "exchange.steps": 100,
+    "guard.on_spike": "none",
+    "guard.window": 32,
+    "guard.after": 0,
+    "guard.limit": 8,
+    "guard.every": 64,
+    "guard": {},  # a table of later keys goes last: it is left out when nothing is left in it
 }
 """Dotted key -> default of keys that came after the first release; see `Recipe.expanded`."""
 
@@ -156,6 +162,46 @@ class ExactSpec(Noun):
     accumulator: Literal["auto", "int32", "int64"] = "auto"
 
 
+class GuardSpec(Noun):
+    """What happens at a spike: a loss or gradient norm above so many times the usual one.
+
+    `loss` and `grad_norm` are the factors; usual is the median of the last `window` steps in the
+    weights. The first `after` steps are not judged. More than `limit` spikes with fewer than
+    `window` good steps in a row between them stop the run. `every` is for "roll-back": after so
+    many steps the state to go back to is kept anew. See `atoll.training.guard`.
+    """
+
+    on_spike: Literal["none", "stop", "skip", "roll-back"] = "none"
+    loss: float | None = Field(default=None, gt=1, le=1e6)
+    grad_norm: float | None = Field(default=None, gt=1, le=1e6)
+    window: int = Field(default=32, ge=1, le=4096)
+    after: int = Field(default=0, ge=0)
+    limit: Count = 8
+    every: Count = 64
+
+    @model_validator(mode="after")
+    def _no_idle_keys(self) -> Self:
+        idle: tuple[str, ...] = ()
+        if self.on_spike == "none":
+            idle = ("loss", "grad_norm", "window", "after", "limit", "every")
+        elif self.on_spike == "stop":
+            idle = ("limit", "every")
+        elif self.on_spike == "skip":
+            idle = ("every",)
+        for key in idle:
+            value = getattr(self, key)
+            if value != GuardSpec.model_fields[key].default:
+                message = f'has no meaning with on_spike = "{self.on_spike}"'
+                fix = 'on_spike is "stop", "skip" or "roll-back"' if key != "every" else ""
+                fix = fix or 'write on_spike = "roll-back", or leave every out'
+                raise InputError(message, key=key, value=value, fix=fix)
+        if self.on_spike != "none" and self.loss is None and self.grad_norm is None:
+            fix = "for example grad_norm = 5.0, or loss = 1.5, or both"
+            message = "neither loss nor grad_norm says what a spike is"
+            raise InputError(message, key="on_spike", value=self.on_spike, fix=fix)
+        return self
+
+
 class RunSpec(Noun):
     """Cadences, in steps; outside the digest, because they change no bit of the weights.
 
@@ -187,6 +233,7 @@ class Recipe(Noun):
     precision: PrecisionSpec = PrecisionSpec()
     exchange: ExchangeSpec = ExchangeSpec()
     exact: ExactSpec = ExactSpec()
+    guard: GuardSpec = GuardSpec()
     run: RunSpec = RunSpec()
 
     @model_validator(mode="after")

@@ -33,13 +33,28 @@ from atoll.recipe import Recipe, differences
 from atoll.strict import SCHEMA, Noun
 
 
+class Spike(Noun):
+    """Why the recipe's guard did not let a step's update into the weights, and what it did.
+
+    `why` is the key of the line whose `value` was too large beside the usual `reference`; `to` is
+    the step whose weights were taken up again.
+    """
+
+    did: Literal["stop", "skip", "roll-back"]
+    why: Literal["loss", "grad_norm"]
+    value: float
+    reference: float
+    to: int | None = None
+
+
 class LedgerLine(Noun):
     """One committed step.
 
     `grains` are inclusive [first, last] ranges for each island; `fingerprint` is of the weights
     before this step, so it travels with the step's results; `probe` is, for each island, one grain
     and the digest of its integer gradient. `seconds` is the step's wall time; `requantised` counts
-    how often the step was computed anew with other exponents.
+    how often the step was computed anew with other exponents. `spike` is left out of the file if
+    there was none.
     """
 
     step: int = Field(ge=1)
@@ -57,6 +72,7 @@ class LedgerLine(Noun):
     tokens: int
     requantised: int = Field(default=0, ge=0)
     reassigned: list[Any] = []
+    spike: Spike | None = None
 
 
 class ShardsRef(Noun):
@@ -401,7 +417,7 @@ class Events:
 
 def _encode(line: LedgerLine) -> bytes:
     """A ledger line as bytes, with its check and a newline."""
-    body = canonical_json(line.model_dump())[:-1]
+    body = canonical_json(line.model_dump(exclude={"spike"} if line.spike is None else None))[:-1]
     return body + b',"check":"%08x"}\n' % zlib.crc32(body)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SHARED = {"common", "contenders", "exact", "llm_analysis_peer", "plain"}
+SHARED = {"common", "contenders", "exact", "faults_peer", "llm_analysis_peer", "plain"}
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in SHARED)
 QUICK = ["accumulators", "exactness_cost", "planner"]
 """The others start several fleets or the Trainer, and take longer than ten seconds."""

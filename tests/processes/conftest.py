@@ -44,6 +44,7 @@ validation_sequences = 9
 FLEETS = {
     "only-b": '[[island]]\nname = "b"\n',
     "one": '[[island]]\nname = "a"\n',
+    "of-h20": '[[island]]\nname = "a"\nchip = "h20"\n',
     "two": '[[island]]\nname = "a"\n[[island]]\nname = "b"\n',
     "three-to-one": '[shares]\nmode = "fixed"\n[[island]]\nname = "a"\nshare = 3\n'
     '[[island]]\nname = "b"\nshare = 1\n',

@@ -94,14 +94,18 @@ class Listening(SilentDisplay):
         self.said.append(text)
 
 
-def dial_in(run, name, *, chip="cpu", grace="30"):
-    """An island of any name, started by hand beside a run that goes on."""
+def dial_in(run, name, *, chip="cpu", grace="30", entry=None):
+    """An island of any name, started by hand beside a run that goes on; `entry`: with a fault."""
     address = json.loads((run / "pilot.json").read_text())["address"]
-    words = ["island", "--pilot", address, "--token-file", str(run / "token"), "--name", name]
+    words = ["--pilot", address, "--token-file", str(run / "token"), "--name", name]
     words += ["--chip", chip, "--lanes", "1", "--threads", "1", "--grace", grace]
-    environment = {**os.environ, **facts.chip(chip).environment}
+    command = ["-m", "atoll", "island"]
+    if entry is not None:
+        command = ["-c", f"import sys, training_faults as t; sys.exit(t.{entry}(sys.argv[1:]))"]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, **facts.chip(chip).environment, "PYTHONPATH": path}
     return subprocess.Popen(
-        [sys.executable, "-m", "atoll", *words], env=environment,
+        [sys.executable, *command, *words], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -142,6 +146,21 @@ def test_an_island_of_any_name_joins_a_run_that_goes_on_and_leaves_by_sigterm(
     story = events_of(run, "joined", "healed", "left")
     assert story == [("joined", "guest"), ("healed", "guest"), ("left", "guest")]
     assert not any(line.reassigned for line in ledger_of(run)), "a planned end costs nothing"
+
+
+def test_an_island_that_dies_while_it_heals_costs_nothing(world, forty, tmp_path, wait_until):
+    run = tmp_path / "run"
+
+    def act():
+        guest = dial_in(run, "guest", entry="dies_while_it_heals")
+        assert guest.wait(60) == -signal.SIGKILL, guest.stdout.read()
+        wait_until(lambda: ("died", "guest") in events_of(run, "died"))
+
+    result = while_running(world, run, act)
+    same_run(result, forty)
+    every_grain_once(run, 6)
+    assert events_of(run, "joined", "healed", "died") == [("died", "guest")]
+    assert not any("guest" in line.grains or line.reassigned for line in ledger_of(run))
 
 
 def test_another_kind_may_not_join_a_bitwise_run(world, forty, tmp_path):

@@ -123,6 +123,12 @@ def test_the_last_island_ends_the_run_with_its_own_words(world, reference, run, 
     goes_on(world, run, "two", reference)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there may be such a card here")
+def test_a_chip_that_is_not_here_is_named(world, run, leaves_nobody):
+    text = fails(world, run, "of-h20", "plain", IslandError)
+    assert "no device of chip h20" in text and "Traceback" not in text
+
+
 def test_a_lane_that_computes_other_bits_each_time_is_refused(world, run, leaves_nobody):
     text = fails(world, run, "two", "fickle", IslandError)
     assert "not deterministic" in text and "Traceback" not in text

@@ -132,6 +132,15 @@ def dies_in_b(argv):
     return start(argv, with_lane(Dying), only="b")
 
 
+class DyingWhileItHeals(Island):
+    def heal(self, **fields):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_while_it_heals(argv):
+    return start(argv, DyingWhileItHeals)
+
+
 def ending_at(where, number):
     """An island that gets a signal (or raises, number 0) in step 4 at one point of the step."""
 
@@ -220,6 +229,36 @@ class SlowDying(Slow):
         if step == 4 and first_life("b"):
             os.kill(os.getpid(), signal.SIGKILL)
         super().commit(step=step, **fields)
+
+
+class LongFetch(SlowDying):
+    """Dies once; in its second life the state is a long time on its way: many updates are kept."""
+
+    def post_late(self, message):
+        if message.kind == "fetched":
+            time.sleep(2.0)
+        self.post_now(message)
+
+    def heal(self, **fields):
+        self.post_now, self.post = self.post, self.post_late
+        super().heal(**fields)
+
+
+def slow_dies_and_heals_long_in_b(argv):
+    return start(argv, LongFetch if value_of(argv, "--name") == "b" else Slow)
+
+
+class Noting(Island):
+    """Notes what it is told to do to the weights, and by which correction of the second moments."""
+
+    def commit(self, *, step, scalars, change, **fields):
+        with (FOLDER[0] / "commits").open("a") as file:
+            file.write(f"{step} {change} {scalars['inverse_correction2']!r}\n")
+        super().commit(step=step, scalars=scalars, change=change, **fields)
+
+
+def noting(argv):
+    return start(argv, Noting)
 
 
 def first_life(name):

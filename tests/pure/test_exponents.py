@@ -140,3 +140,13 @@ def test_loads_travel_whole_however_large(maxima, exponent):
     packed = exp.pack_loads(loads)
     assert all(isinstance(text, str) for text in packed)
     assert exp.unpack_loads(packed) == loads
+
+
+def test_attempts_at_a_step_without_an_update_are_forgotten():
+    state = Exponents.fresh([32, 64])
+    state.commit([5, 0])
+    before = state.state()
+    state.current = state.retry([2**40, 2**70])
+    assert state.state() != before
+    state.forget_attempts()
+    assert state.state() == before

@@ -208,6 +208,15 @@ def test_what_atoll_runs_today_is_for_atoll(capsys, tmp_path, examples, fleet) -
     assert plan.islands[0].num_lanes == found["layout"]["a"]["dp"] == 8  # a lane for each grain
 
 
+def test_a_plan_for_atoll_counts_its_own_habits(capsys, tmp_path, examples, fleet) -> None:
+    tiny = examples / "recipes" / "tiny.toml"
+    found = planned(capsys, tiny, fleet)
+    own = planned(capsys, tiny, fleet, "--executor", "atoll")
+    assert (found["executor"], found["step_seconds"]) == ("atoll", own["step_seconds"])
+    (other,) = [one for one in found["rejected"] if one["what"] == "another tool"]
+    assert "% less" in other["why"] and "--emit" in other["why"]
+
+
 def test_a_plan_for_another_tool_is_not_for_atoll(capsys, tmp_path, examples, fleet) -> None:
     tiny = examples / "recipes" / "tiny.toml"
     path = tmp_path / "plan.json"

@@ -109,6 +109,10 @@ def words_of(event: Mapping[str, Any]) -> str:
         times = event.get("times", 1)
         often = "once" if times == 1 else f"{times} times"
         return f"computed anew {often}, because a sum overflowed"
+    if kind == "spike":
+        from atoll.training.guard import words_of as words_of_spike
+
+        return words_of_spike(event)
     texts = {
         "died": "died",
         "failed": "failed",
@@ -197,6 +201,10 @@ def _show_step(answer: Mapping[str, Any]) -> None:
         "time": f"{duration(answer['seconds'])}; comparable steps {answer['usual_seconds']:.3g} s",
         "fingerprint": f"{answer['fingerprint_before']} before it",
     }
+    if answer["spike"] is not None:
+        from atoll.training.guard import words_of as words_of_spike
+
+        pairs["spike"] = words_of_spike(answer["spike"])
     if answer["requantised"]:
         pairs["requantised"] = f"{answer['requantised']} times"
     print_pairs({name: text for name, text in pairs.items() if text})

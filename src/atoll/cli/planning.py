@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli import launching
 from atoll.cli.output import Json, note, print_json, wide_console
 from atoll.errors import InputError
 
@@ -84,7 +85,9 @@ Emit = Annotated[
     str | None,
     typer.Option(
         metavar="TOOL",
-        help="Write launch files for another tool (docs/emit.md; a wrong name lists them all).",
+        help="Write launch files: ray, kuberay, slurm (and skypilot with --executor atoll) start "
+        "Atoll's own trainer on a cluster (docs/clusters.md); the others are other people's "
+        "trainers (docs/emit.md; a wrong name lists them all).",
         show_default=False,
     ),
 ]
@@ -148,14 +151,16 @@ def plan(
       atoll plan examples/recipes/dense-400b.toml examples/fleets/hundred-thousand.toml
       atoll plan RECIPE FLEET --save plan.json --report plan.html
       atoll plan RECIPE FLEET --layout tp=8,pp=4 --emit megatron --to launch
+      atoll plan RECIPE FLEET --emit slurm --to launch
       atoll plan --what examples/fleets/scarce-2024.toml --days 60 --from 2024-07-01
 
     Needs no accelerator and no torch. Every number has a range and says what it rests on. Exit
     code 1: the model fits nowhere, and the message says by how much.
     """
+    own = launching.is_own_launcher(emit, executor)
     asked = _asked(
-        from_=from_, layout=layout, exchange=exchange, executor=executor, facts=facts,
-        calibrate=calibrate, emit=emit,
+        from_=from_, layout=layout, exchange=exchange, executor="atoll" if own else executor,
+        facts=facts, calibrate=calibrate, emit=None if own else emit,
     )  # fmt: skip
     if what is not None:
         if recipe is not None:
@@ -167,17 +172,54 @@ def plan(
         raise InputError("a recipe and a fleet are needed", fix=fix)
     _require_writable(save, report)
     _require_launch(emit, to, island, fleet)
+    if own and emit is not None and to is not None:
+        wanted = launching.Wanted(launcher=emit, to=to, island=island, save=save, report=report)
+        return _launch(recipe, set_ or [], fleet, asked, wanted=wanted, json=json)
     answer = _found(recipe, set_ or [], fleet, asked)
     files = _written(answer, save=save, report=report, emit=emit, to=to, island=island)
-    if json:
-        from atoll.planning.explain import as_json
-
-        print_json(as_json(answer) | {"files": [str(path) for path in files]})
-    else:
-        _show(answer)
+    _tell(answer, files, json=json)
     for path in (save, report, *files):
         if path is not None:
             note(f"wrote {path}")
+    return 0
+
+
+def _tell(answer: Answer, files: list[Path], *, json: bool) -> None:
+    """The answer as an object, or for a person."""
+    if not json:
+        _show(answer)
+        return
+    from atoll.planning.explain import as_json
+
+    print_json(as_json(answer) | {"files": [str(path) for path in files]})
+
+
+def _launch(
+    recipe: Path,
+    changes: list[str],
+    fleet: Path,
+    asked: Asked,
+    *,
+    wanted: launching.Wanted,
+    json: bool,
+) -> int:
+    """Plans for Atoll's own trainer and writes the files by which a launcher starts it."""
+
+    def find() -> Answer:
+        return _found(recipe, changes, fleet, asked)
+
+    planned = launching.planned_for(recipe, changes, fleet, asked, find=find)
+    files, made = launching.write(planned, wanted)
+    if json:
+        print_json(launching.as_json(planned, files, made))
+    elif planned.answer is not None:
+        _show(planned.answer)
+    else:
+        print(launching.UNKNOWN)
+    for path in files:
+        note(f"wrote {path}")
+    if not json:
+        launching.say(planned, made)
     return 0
 
 
@@ -189,10 +231,10 @@ def _require_launch(emit: str | None, to: Path | None, island: str | None, fleet
         return
     from atoll import strict
     from atoll.fleet import Fleet
-    from atoll.planning.emit import TOOLS
+    from atoll.planning.emit import names as tools
 
-    if emit not in TOOLS:
-        fix = strict.nearest(emit, list(TOOLS), what="tools")
+    if emit not in tools():
+        fix = strict.nearest(emit, tools(), what="tools")
         raise InputError("there is no such tool", key="--emit", value=emit, fix=fix)
     names = [one.name for one in Fleet.load(fleet).island]
     if island is not None and island not in names:

@@ -93,6 +93,15 @@ MetricsAt = Annotated[
         show_default=False,
     ),
 ]
+Grace = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0.0, help="What SIGTERM leaves to hand over.")
+]
+Patience = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", min=0.0, help="How long to wait for another pilot if this one dies."
+    ),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -292,10 +301,8 @@ def island(
         int | None,
         typer.Option(metavar="N", min=0, help="Which of the host's accelerators comes first."),
     ] = None,
-    grace: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=0.0, help="What SIGTERM leaves to hand over."),
-    ] = 30.0,
+    grace: Grace = 30.0,
+    patience: Patience = 600.0,
 ) -> int:
     """Run one island: compute what a pilot hands out.
 
@@ -312,6 +319,7 @@ def island(
     from atoll.training.island import main
 
     arguments = ["--pilot", pilot, "--token-file", str(token_file), "--grace", str(grace)]
+    arguments += ["--patience", str(patience)]
     optional = {
         "--name": name,
         "--chip": chip,

@@ -25,6 +25,7 @@ class Stack(strict.Noun):
     fused_loss: bool = False
     gradients: float = Field(default=4.0, ge=2, le=8)
     accumulate: float = Field(default=0.0, ge=0, le=100)
+    on_host: float = Field(default=0.0, ge=0, le=1e-6)
     year: float = Field(ge=2017, lt=2100)
     source: str = Field(min_length=1)
 

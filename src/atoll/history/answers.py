@@ -93,6 +93,7 @@ def about_step(history: History, step: int) -> dict[str, Any]:
         "cause": kept.cause if kept.lost_seconds else None,
         "session": kept.attempt.session + 1,
         "requantised": line.requantised,
+        "spike": None if line.spike is None else line.spike.model_dump(),
         "fingerprint_before": line.fingerprint,
         "islands": [_part(history, line, name, kind) for name, kind in line.kinds.items()],
         "reassigned": [_handed_on(line, part) for part in line.reassigned],

@@ -168,6 +168,7 @@ def step_cost(
     m = microbatches
     plain = bubble + state + update + c.step
     lost = (growth - 1.0) * (plain + m * one)
+    host = work.software.on_host * sum(held_parameters(work, layout))
     return Cost(
         **{name: seconds * m for name, seconds in each.items() if name != "overhead"},
         head=head_each * m,
@@ -175,9 +176,9 @@ def step_cost(
         stages=c.stage_exposed * stages * m,
         state=state + gather * m,
         update=update,
-        overhead=each["overhead"] * m + c.step + lost,
+        overhead=each["overhead"] * m + c.step + lost + host,
         hidden=gather_hidden * m + state_hidden + (1.0 - c.stage_exposed) * stages * m,
-        fixed=plain * growth,
+        fixed=plain * growth + host,
         each=one * growth,
         microbatches=m,
     )

@@ -137,6 +137,8 @@ def _why_slower(way: Way, best: Way, problem: Problem) -> str:
         return f"{slower}: {way.chain.bound} sets the pace"
     if way.seen > 0.2 * way.seconds:
         return f"{slower}: {format_seconds(way.seen)} of exchange over {way.exchange.bound}"
+    if way.seconds < best.seconds and way.every == best.every:
+        return f"{slower}, by layouts or kernels that Atoll's own trainer does not have (--emit)"
     if way.seconds < best.seconds:
         steps = problem.round_steps
         return (

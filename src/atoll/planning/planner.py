@@ -18,7 +18,7 @@ from atoll import facts
 from atoll.errors import AtollError, InputError
 from atoll.facts.engines import tools
 from atoll.facts.measured import Measured
-from atoll.facts.stacks import stack_for
+from atoll.facts.stacks import stack_for, stack_of
 from atoll.fleet import Fleet, Island
 from atoll.plan import Estimate, Layout, LeftOut, Plan
 from atoll.planning import search as searching
@@ -131,7 +131,7 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     begun = time.perf_counter()
     if asked.executor == "atoll":
         require_supported(recipe)
-        _require_here(recipe, asked.only)
+        require_here(recipe, asked.only)
     problem, skipped = problem_of(recipe, fleet, asked)
     try:
         found = _search(problem)
@@ -141,7 +141,8 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
         found = _alone(recipe, asked.tool, problem, found)
     free = not asked.only and asked.tool is None
     if asked.executor == "auto" and free and not unsupported_features(recipe):
-        problem, found = _here_first(recipe, problem, found)
+        here, _ = problem_of(recipe, fleet, replace(asked, executor="atoll"))
+        problem, found = _here_first(here, problem, found)
     return _answer(recipe, problem, found, asked, skipped, begun)
 
 
@@ -169,15 +170,16 @@ def _alone(recipe: Recipe, tool: str, problem: Problem, found: Found) -> Found:
     return replace(own, others={**found.others, **own.others}, options=options)
 
 
-def _here_first(recipe: Recipe, problem: Problem, found: Found) -> tuple[Problem, Found]:
-    """What Atoll's own trainer can do, where that fits; what another tool could is told beside."""
-    here = replace(problem, only=atoll_layout(recipe))
+def _here_first(here: Problem, problem: Problem, found: Found) -> tuple[Problem, Found]:
+    """What Atoll's own trainer can do (`here`), where that fits; what another tool could (`found`)
+    is told beside.
+    """
     try:
         own = searching.search(here)
     except DoesNotFit:
         return problem, found
     if found.best.seconds < 0.99 * own.best.seconds:
-        others = {**own.others, "layouts that Atoll does not train yet": found.best}
+        others = {**own.others, "another tool": found.best}
         own = replace(own, others=others)
     return here, own
 
@@ -239,7 +241,7 @@ def atoll_layout(recipe: Recipe) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _require_here(recipe: Recipe, only: Mapping[str, Any]) -> None:
+def require_here(recipe: Recipe, only: Mapping[str, Any]) -> None:
     """InputError for a fixed key of the layouts that Atoll's own trainer does not do."""
     for key, value in atoll_layout(recipe).items():
         if only.get(key, value) != value:
@@ -271,11 +273,12 @@ def _place(recipe: Recipe, shape: Shape, island: Island, asked: Asked) -> Place:
         network_latency=network.latency_seconds if network is not None else None,
         measured=asked.measured.get(chip.name),
     )
-    stack = stack_for(chip)
+    stack = stack_of("atoll") if asked.executor == "atoll" else stack_for(chip)
     software = Software(
         family=stack.family, flash=stack.flash_since <= PRESENT, fused=stack.fused,
         overlap=stack.overlap, overlap_tp=stack.overlap_tp, fused_loss=stack.fused_loss,
         gradients=stack.gradients, accumulate=stack.accumulate, year=max(PRESENT, stack.year),
+        on_host=stack.on_host if chip.backend != "cpu" else 0.0,
     )  # fmt: skip
     work = Work(
         shape=shape, sequence=recipe.model.context, precision=recipe.precision.compute,

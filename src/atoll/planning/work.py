@@ -127,7 +127,8 @@ class Software:
     while the backward computes. `overlap_tp`: tensor-parallel collectives move beside the matmuls.
     `fused_loss`: logits stay in 16 bits, never copied. `gradients`: bytes a parameter beside
     weights in bf16. `accumulate`: bytes moved a parameter to add up a micro-batch's gradients
-    beside the backward pass. `year` of the release.
+    beside the backward pass. `on_host`: seconds a parameter that a step spends on an accelerator's
+    host. `year` of the release.
     """
 
     family: str = "megatron"
@@ -138,6 +139,7 @@ class Software:
     fused_loss: bool = False
     gradients: float = 4.0
     accumulate: float = 0.0
+    on_host: float = 0.0
     year: float = 2025.0
 
 

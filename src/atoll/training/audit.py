@@ -36,6 +36,7 @@ _COMPARED = (
     "lr",
     "clip",
     "tokens",
+    "spike",
 )
 
 
@@ -198,6 +199,7 @@ class _Replay:
             saved = checkpoint.read(self.folder.checkpoints_path, start, report=self.display.say)
             start, state = saved.step, saved.state
         self.pilot.restore(start, state)
+        self.pilot.guard.replay(self.lines[step] for step in range(1, start + 1))
         for step in range(start + 1, last + 1):
             self.display.phase(
                 f"replaying step {step} of {start + 1} to {last}", (step - start) / (last - start)
@@ -246,7 +248,7 @@ class _Replay:
 
     def _differs(self, line: LedgerLine, found: LedgerLine) -> bool:
         for key in _COMPARED:
-            ledger, here = getattr(line, key), getattr(found, key)
+            ledger, here = (one.model_dump(include={key})[key] for one in (line, found))
             if ledger != here:
                 # The weights a step begins with are the product of the step before it.
                 step = line.step - 1 if key == "fingerprint" and line.step > 1 else line.step

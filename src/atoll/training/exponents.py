@@ -128,6 +128,12 @@ class Exponents:
             [self._level(load, k) for load, k in zip(loads, self.current, strict=True)]
         )
         del self.levels[:-HISTORY]
+        self.forget_attempts()
+
+    def forget_attempts(self) -> None:
+        """Set the exponents as the history alone has them: a step that leaves no update leaves
+        nothing here either.
+        """
         self.current = [
             self._exponent(width, max(levels), HEADROOM_BITS)
             for width, levels in zip(self.widths, zip(*self.levels, strict=True), strict=True)

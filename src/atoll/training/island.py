@@ -292,20 +292,22 @@ class Island(Replica):
             self._open_exchange.finish()
             self._open_exchange = None
 
-    def commit(self, *, step: int, scalars: dict[str, Any], state: dict[str, Any]) -> None:
-        """Update the weights: the step stands in the ledger now. `state` is the pilot's own, kept
-        for another one if it dies.
+    def commit(
+        self, *, step: int, scalars: dict[str, Any], state: dict[str, Any], change: str = "update"
+    ) -> None:
+        """Change the weights, mostly by an update (`guard.Change`): the step stands in the ledger
+        now. `state` is the pilot's own, kept for another one if it dies.
         """
         self.committed, self.pilot_state, self.committed_digest = step, state, self._summed
         if self.healing:
             kept = self.exchanged.like()
             for width, flat in kept.flats.items():
                 flat.copy_(self.exchanged.flats[width])
-            self._kept_updates.append((step, scalars, kept))
+            self._kept_updates.append((step, change, scalars, kept))
             return
         if self._writer is not None:
             self._writer.wait_snapshot()  # a checkpoint may still be reading the live tensors
-        self._update(self.exchanged, scalars)
+        self._change(change, self.exchanged, scalars)
         self.send("updated", step=step, fingerprint=self.fingerprint())
 
     def validate(self, *, first: int, count: int) -> None:
@@ -337,7 +339,7 @@ class Island(Replica):
 
     def heal(self, *, step: int, host: str, port: int, secret: str, fingerprint: str) -> None:
         """Fetch the state after `step` in a thread; until it is here, updates are kept."""
-        self._kept_updates: list[tuple[int, dict[str, Any], IntegerSums]] = []
+        self._kept_updates: list[tuple[int, str, dict[str, Any], IntegerSums]] = []
         self.healing = True
 
         def fetch() -> None:
@@ -360,8 +362,8 @@ class Island(Replica):
         if self.fingerprint() != fingerprint:
             self.send("heal_failed", reason=f"the state of step {step} arrived with other bits")
             return
-        for later, scalars, sums in self._kept_updates:
-            self._update(sums, scalars)
+        for later, change, scalars, sums in self._kept_updates:
+            self._change(change, sums, scalars)
             step = later
         self._kept_updates = []
         self.healing = False

@@ -22,6 +22,7 @@ from atoll.recipe import Recipe
 from atoll.run import LedgerLine
 from atoll.training import exponents as exp
 from atoll.training import scalars, shares
+from atoll.training.guard import Guard
 from atoll.training.membership import Crewed
 from atoll.training.second_look import draw, judge, second_looks
 from atoll.training.step import (
@@ -62,6 +63,7 @@ class Pilot:
             accumulator=recipe.exact.accumulator,
         )
         self.exponents = exp.Exponents.fresh(self.widths)
+        self.guard = Guard(recipe.guard)
         self.step = 0
         self.fingerprint = ""
         self.epoch = 0
@@ -196,9 +198,10 @@ class Pilot:
                 "seconds": time.perf_counter() - started,
                 "requantised": open_step.num_requantised,
                 "reassigned": open_step.reassigned,
+                "spike": self.guard.judge(step=step, loss=line.loss, grad_norm=line.grad_norm),
             }
         )
-        self._loads = totals.loads
+        self._open, self._loads = line, totals.loads
         self.crew.follow_pace(line.seconds)
         return line, values
 
@@ -375,7 +378,7 @@ class Pilot:
             )
         )
         values = scalars.update_scalars(
-            step,
+            step - self.guard.lost,  # how many updates the moments will hold
             lr=lr,
             clip=clip,
             tokens=totals.tokens,
@@ -405,10 +408,14 @@ class Pilot:
         """The step stands in the ledger: have the islands update. Their answer is taken with the
         next.
         """
-        self.exponents.commit(self._loads)
+        change = self.guard.take(self._open)
+        if change in ("update", "keep"):
+            self.exponents.commit(self._loads)
+        else:
+            self.exponents.forget_attempts()
         self.step += 1
         state = {"exponents": self.exponents.state()}
-        self.crew.tell_all("commit", step=self.step, scalars=values, state=state)
+        self.crew.tell_all("commit", step=self.step, scalars=values, state=state, change=change)
         self._pending_update = True
 
     # ------------------------------------------------------------------ beside the steps

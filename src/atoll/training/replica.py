@@ -24,9 +24,13 @@ from atoll.training.digests import add_digests, combine_sha256, sum_digest, tens
 from atoll.training.lane import Lane, probe_tokens
 from atoll.training.optimizer import AdamW
 from atoll.training.scalars import UpdateScalars
+from atoll.training.target import num_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+HOST_THREADS = 8
+"""Threads beside an accelerator that take digests of what it holds, where the host has so many."""
 
 
 class Replica:
@@ -43,10 +47,20 @@ class Replica:
         self.num_lanes = lanes
         self.threads = threads
         self.backend = backends.of_chip(chip)
+        if not self.backend.available():
+            raise AtollError(
+                f"no device of chip {chip} (backend {self.backend.name}) is seen here by torch "
+                f"{torch.__version__}: name a chip that this machine has in the fleet file, or "
+                "install the torch build (and plugin) of that chip"
+            )
         self.backend.prepare(threads=threads)
         self.device_index = device_index
         self.device = self.backend.device(device_index)
         self._pool = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane")
+        self._host_pool = self._pool  # a CPU's lanes are its host's threads
+        if self.device.type != "cpu":
+            threads = max(1, min(HOST_THREADS, num_cores() // max(1, self.backend.num_devices())))
+            self._host_pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="host")
 
     def _build(self, widths: list[Any]) -> None:
         """Weights, the lanes that alias them, moments and sums."""
@@ -66,6 +80,13 @@ class Replica:
             self.masters = {name: torch.zeros(shape) for name, shape in shapes.items()}
         self.optimizer = AdamW(self.masters, square_root=updating.sqrt)
         self._fill_initial()
+        self._kept: dict[str, dict[str, torch.Tensor]] = {}
+        if self.recipe.guard.on_spike == "roll-back":
+            groups = ("weights", "moment1", "moment2")
+            self._kept = {
+                group: {name: torch.zeros(shape) for name, shape in shapes.items()}
+                for group in groups
+            }
         self.accumulator = Accumulator(IntegerSums(shapes, widths, self.device))
         self.exchanged = self.accumulator.sums  # alone, the own sums are the result
 
@@ -108,6 +129,21 @@ class Replica:
             "probe": probes[0],
         }
 
+    def _change(self, change: str, sums: IntegerSums, scalars: dict[str, Any]) -> None:
+        """What a committed step does to weights and moments: one of `guard.Change`."""
+        if change in ("keep", "roll-back"):
+            for group, live in self._live().items():
+                for name, tensor in live.items():
+                    kept = self._kept[group][name]
+                    if change == "keep":
+                        kept.copy_(self.backend.host(tensor))
+                    else:
+                        tensor.copy_(kept)
+        if change == "roll-back":
+            self._sync_masters()
+        if change in ("update", "keep"):
+            self._update(sums, scalars)
+
     def _update(self, sums: IntegerSums, scalars: dict[str, Any]) -> None:
         """AdamW by these integers."""
         values = UpdateScalars(**{**scalars, "scale": tuple(scalars["scale"])})
@@ -120,23 +156,29 @@ class Replica:
             if self.updates_on_host:
                 self.weights[name].copy_(self.masters[name])
 
-        self._parallel(update, range(len(self.names)))
+        pool = self._host_pool if self.updates_on_host else self._pool
+        list(pool.map(update, range(len(self.names))))
 
     def fingerprint(self) -> str:
         """Hex SHA-256 over all weights."""
-        parts = self._parallel(
+        parts = self._host_pool.map(
             lambda w: tensor_bytes_sha256(self.backend.host(w)), self.weights.values()
         )
         return combine_sha256(dict(zip(self.names, parts, strict=True)))
 
     def _groups(self) -> dict[str, dict[str, torch.Tensor]]:
+        """All that a replica has to hold to go on: what is live, and what the guard keeps."""
+        kept = {f"kept_{group}": tensors for group, tensors in self._kept.items()}
+        return self._live() | kept
+
+    def _live(self) -> dict[str, dict[str, torch.Tensor]]:
         optimizer = self.optimizer
         return {"weights": self.weights, "moment1": optimizer.moment1, "moment2": optimizer.moment2}
 
     def _digest(self, sums: IntegerSums) -> int:
         indexed = list(enumerate(sums.views))
         return add_digests(
-            self._parallel(
+            self._host_pool.map(
                 lambda item: sum_digest(self.backend.host(item[1]), tensor=item[0]), indexed
             )
         )

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, matched_model
-from atoll.errors import AtollError, CheckpointError, InputError, Interrupted
+from atoll.errors import AtollError, CheckpointError, InputError, Interrupted, RunError
 from atoll.model import Model
 from atoll.run import Events, Ledger, LedgerLine, RunFolder
 from atoll.training import checkpoint, exponents, shares
 from atoll.training.crewing import MemberSpec, Starting, assemble, members_of, require_dialable
 from atoll.training.display import Display, IslandView, Snapshot
 from atoll.training.fleet_file import FleetFile
+from atoll.training.guard import require_no_stop, words_of
 from atoll.training.interruption import interruptible
 from atoll.training.joining import Joining
 from atoll.training.keeping import Keeping
@@ -26,7 +27,7 @@ from atoll.training.opening import open_or_create, sampler_of, text_of
 from atoll.training.pilot import Pilot
 from atoll.training.result import TrainResult
 from atoll.training.roster import Roster
-from atoll.training.step import finite
+from atoll.training.step import finite, proved
 from atoll.training.target import Target, resolve
 
 DEFAULT_CACHE = Path.home() / ".cache" / "atoll"
@@ -87,18 +88,6 @@ def train(
             display.say(f"this run finished at step {total}; nothing is left to train")
             return session.finished_result()
         return session.run(listen=listen, starting=starting or Starting())
-
-
-def _proved(lines: Sequence[LedgerLine], told: Mapping[str, Any]) -> bool:
-    """Whether the ledger says that an island holds what it says: the next line has the fingerprint
-    of its weights, or, of the last step, the line itself the digest of its sums.
-    """
-    step = told["step"]
-    if step > len(lines):
-        return False
-    if step < len(lines):
-        return lines[step].fingerprint == told["fingerprint"]
-    return lines[step - 1].sum_digest == f"{told['sum_digest']:016x}"
 
 
 def _weight(share: float | None) -> float:
@@ -213,6 +202,7 @@ class _Session:
             note=self.roster.note_change,
         )
         self._resume()
+        pilot.guard.replay(self.ledger.read())
         self._note_kinds()
         self.display.say(f"contract: {self.contract}")
         self.folder.set_status("running", step=pilot.step, fingerprint=pilot.fingerprint)
@@ -275,7 +265,7 @@ class _Session:
         found: dict[int, list[str]] = {}
         for name, told in pilot.held.items():
             step = told["step"]
-            if step < kept or told["state"] is None or not _proved(lines, told):
+            if step < kept or told["state"] is None or not proved(lines, told):
                 continue
             found.setdefault(step, []).append(name)
         if not found:
@@ -313,8 +303,10 @@ class _Session:
         while pilot.step < self.last_step and not self.interrupted.is_set():
             self.roster.between_steps()
             line, values = pilot.open_step(self._ranges(pilot.step + 1))
+            self._stop_at_spike(line)
             self.ledger.append(line)
             pilot.commit(values)
+            self._note_spike(line)
             if self.plan.shares.mode == "auto":
                 self.roster.park_idle(line.grains)
             self.loss = line.loss
@@ -328,6 +320,20 @@ class _Session:
             self.keeping.collect()
             self._seconds_here = time.perf_counter() - started
             self._show(line)
+
+    def _stop_at_spike(self, line: LedgerLine) -> None:
+        """End the run before this step if the recipe's guard says so; what is committed is kept."""
+        try:
+            require_no_stop(line, spec=self.recipe.guard)
+        except RunError:
+            self.keeping.part()
+            raise
+
+    def _note_spike(self, line: LedgerLine) -> None:
+        if line.spike is not None:
+            told = line.spike.model_dump(exclude_none=True)
+            self.events.append("spike", step=line.step, **told)
+            self.display.say(f"step {line.step}: {words_of(told)} (the recipe's guard)")
 
     def _ranges(self, step: int) -> dict[str, shares.Ranges]:
         """The split of a step: by the plan's rule, over the members that are here."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atoll.errors import IslandError, NonFiniteError
+from atoll.run import LedgerLine
 from atoll.training.digests import PRIME
 from atoll.training.exponents import pack_loads, unpack_loads
 from atoll.training.shares import Ranges, grains_in, ranges_of
@@ -199,6 +200,18 @@ def check_replicas(step: int, fingerprints: Mapping[str, str]) -> str:
             "`atoll doctor` tells whether that chip computes right."
         )
     return common
+
+
+def proved(lines: Sequence[LedgerLine], told: Mapping[str, Any]) -> bool:
+    """Whether the ledger says that an island holds what it says: the next line has the fingerprint
+    of its weights, or, of the last step, the line itself the digest of its sums.
+    """
+    step = told["step"]
+    if step > len(lines):
+        return False
+    if step < len(lines):
+        return lines[step].fingerprint == told["fingerprint"]
+    return lines[step - 1].sum_digest == f"{told['sum_digest']:016x}"
 
 
 def _majority(fingerprints: Mapping[str, str]) -> str:

@@ -1,20 +1,25 @@
-"""Emit: launch files of other people's tools for the islands of a plan.
+"""Emit: launch files for the islands of a plan: other people's tools, and clusters for our own.
 
-`emit` is the one function; each family of tools has a module that turns a plan into texts. What a
-tool cannot express is refused by name, with the reason. Nothing is started here.
+`emit` writes for other people's trainers, `launch` for launchers that start Atoll's own (`own`).
+Each family of tools has a module that turns a plan into texts. What a tool cannot express is
+refused by name, with the reason. Nothing is started here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from atoll import strict
 from atoll.errors import InputError
 from atoll.facts.engines import Tool, tools
+from atoll.fleet import Fleet
 from atoll.plan import Plan
 from atoll.planning.emit.flagscale import files as flagscale_files
 from atoll.planning.emit.megatron import files as megatron_files
+from atoll.planning.emit.own import LAUNCHERS, PLAN, written
+from atoll.planning.emit.own.group import Written
 from atoll.planning.emit.skypilot import files as skypilot_files
 from atoll.planning.emit.text import MARK
 from atoll.planning.emit.torchtitan import files as torchtitan_files
@@ -50,6 +55,31 @@ def emit(plan: Plan, tool: str, to: Path, *, island: str | None = None) -> list[
     return [_write(to / name, text) for name, text in texts.items()]
 
 
+def is_own(tool: str | None, executor: str) -> bool:
+    """Whether --emit asks for a launcher of Atoll's own trainer: a name that is both a tool's and a
+    launcher's is the launcher only where Atoll was named as the executor.
+    """
+    return tool in LAUNCHERS and (tool not in TOOLS or executor == "atoll")
+
+
+def names() -> list[str]:
+    """Everything that --emit takes."""
+    return list(dict.fromkeys([*LAUNCHERS, *TOOLS]))
+
+
+def launch(
+    plan: Plan, fleet: Fleet, launcher: str, to: Path, *, island: str | None = None
+) -> tuple[list[Path], Written]:
+    """Writes a launcher's files for Atoll's own trainer into `to`; their paths, and what was
+    written with its commands. InputError as `emit`.
+    """
+    made = written(plan, fleet, launcher, island=island)
+    _refuse_foreign(to, launcher, list(made.files))
+    commands = tuple(command.replace("{dir}", str(to)) for command in made.commands)
+    paths = [_write(to / name, text) for name, text in made.files.items()]
+    return paths, replace(made, commands=commands)
+
+
 def _refuse_foreign(to: Path, tool: str, names: list[str]) -> None:
     """InputError unless `to` is new, empty, or holds launch files for the same tool."""
     fix = "name a new or an empty folder"
@@ -68,7 +98,7 @@ def _refuse_foreign(to: Path, tool: str, names: list[str]) -> None:
         raise InputError(message, key="--to", value=str(to), fix=fix)
     for name in names:
         path = to / name
-        if path.exists() and ours.get(path) is None:
+        if path.exists() and ours.get(path) is None and not (name == PLAN and any(ours.values())):
             message = f"holds a {name} that is no launch file of ours"
             raise InputError(message, key="--to", value=str(to), fix=fix)
 
