@@ -207,7 +207,8 @@ def test_three_hundred_islands_are_read_by_one_thread(listener):
     num_threads = threading.active_count()
     ends = {f"i{number}": dial(listener, f"i{number}")[0] for number in range(300)}
     lines = {name: what.connection for name, what in (next_event(listener) for _ in ends)}
-    assert set(lines) == set(ends) and threading.active_count() == num_threads
+    assert set(lines) == set(ends)
+    assert threading.active_count() <= num_threads  # fewer if one of another test has ended
     for turn in range(3):
         frame = frames.encode("assign", {"turn": turn})
         for line in lines.values():
