@@ -1,7 +1,9 @@
 """A lane computes one grain: its loads, its losses, what is not finite, and its probe."""
 
+import ctypes
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from atoll.training.accumulator import Accumulator, IntegerSums
 from atoll.training.digests import add_digests, sum_digest
 from atoll.training.exponents import load_of
 from atoll.training.lane import Lane, probe_tokens
+from atoll.training.replica import Replica
 
 MODEL = Model(layers=2, width=16, heads=2, kv_heads=1, ffn=24, context=12).with_vocab(50)
 HOST = torch.device("cpu")
@@ -199,6 +202,28 @@ def test_probe_tokens_are_a_fixed_pattern_within_the_vocabulary():
     assert len({token % 2 for token in tokens.ravel().tolist()}) == 2
     expected = [((count * 2654435761 % 2**32) >> 8) % 300 for count in range(4)]
     assert tokens[0, :4].tolist() == expected
+
+
+def _openmp():
+    """The OpenMP library that torch has loaded; asking torch itself would set the thread right."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    paths = {line.split()[-1] for line in lines if "omp" in line.rpartition("/")[2]}
+    return ctypes.CDLL(sorted(paths)[0]) if paths else None
+
+
+@pytest.mark.skipif(_openmp() is None, reason="torch has loaded no OpenMP library")
+def test_threads_of_a_lane_are_set_before_their_first_product():
+    asked = []
+
+    def first_words(_):
+        asked.append(_openmp().omp_get_max_threads())
+
+    for threads in (1, 3):
+        replica = Replica(chip="cpu", lanes=2, threads=threads, device_index=0)
+        list(replica._pool.map(first_words, range(2)))
+    torch.set_num_threads(1)
+    assert asked == [1, 1, 3, 3]
 
 
 def test_loss_only_is_the_loss_of_a_grain():

@@ -213,7 +213,7 @@ def live_through(seed, num_steps, expected):
     return happened
 
 
-NUM_STEPS, NUM_RUNS = 150, 6
+NUM_STEPS, NUM_RUNS = 100, 6
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_stormy_runs_have_the_bits_of_a_quiet_one(expected):
         happened = sum(told, Counter())
     print(dict(happened))
     # On a busy machine islands come back later, so that fewer are there to be hit.
-    assert sum(happened.values()) > 250
+    assert sum(happened.values()) > 150
     assert set(happened) >= {"die", "raise", "hang", "leave", "sums", "healed"}
 
 

@@ -56,11 +56,11 @@ class Replica:
         self.backend.prepare(threads=threads)
         self.device_index = device_index
         self.device = self.backend.device(device_index)
-        self._pool = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="lane")
+        self._pool = _pool_of(lanes, name="lane", threads=threads)
         self._host_pool = self._pool  # a CPU's lanes are its host's threads
         if self.device.type != "cpu":
-            threads = max(1, min(HOST_THREADS, num_cores() // max(1, self.backend.num_devices())))
-            self._host_pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="host")
+            size = max(1, min(HOST_THREADS, num_cores() // max(1, self.backend.num_devices())))
+            self._host_pool = _pool_of(size, name="host", threads=threads)
 
     def _build(self, widths: list[Any]) -> None:
         """Weights, the lanes that alias them, moments and sums."""
@@ -199,6 +199,20 @@ class Replica:
             vocab=self.model.resolved_vocab,
         )
         return torch.from_numpy(tokens).to(self.device)
+
+
+def _pool_of(size: int, *, name: str, threads: int) -> ThreadPoolExecutor:
+    """Threads that compute with `threads` threads of the libraries, as the main one does.
+
+    torch tells a new thread so only at its first large operation; until then a matrix product
+    there may use as many as the machine has cores, and round differently.
+    """
+    return ThreadPoolExecutor(
+        max_workers=size,
+        thread_name_prefix=name,
+        initializer=torch.set_num_threads,
+        initargs=(threads,),
+    )
 
 
 def _sound_host() -> backends.Backend:
