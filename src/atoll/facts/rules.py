@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -34,18 +34,23 @@ tf32 is not counted: how many bits it has was not found in the text of a rule.
 Mode = Literal["buy", "own-abroad", "lease", "api"]
 """How somebody gets at chips: buys them, has a data centre abroad, leases, or calls an API."""
 
-MODES: tuple[Mode, ...] = ("buy", "own-abroad", "lease", "api")
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 Result = Literal[
-    *("none", "flag", "guidance", "exception", "notify", "approval"),
-    *("case-by-case", "licence", "denial"),
+    "none",
+    "flag",
+    "guidance",
+    "exception",
+    "notify",
+    "approval",
+    "case-by-case",
+    "licence",
+    "denial",
 ]
 """What follows, from nothing to a licence whose denial is presumed."""
 
-SEVERITY: tuple[Result, ...] = (
-    *("none", "flag", "guidance", "exception", "notify", "approval"),
-    *("case-by-case", "licence", "denial"),
-)
+SEVERITY: tuple[Result, ...] = get_args(Result)
+"""From the mildest to the gravest."""
 
 Confidence = Literal["high", "medium", "low"]
 

@@ -23,7 +23,7 @@ OWNER = "who owns the leased chips: the headquarters of the owner's ultimate par
 OPERATOR = "who runs the leased site: the headquarters of the operator (--operator)"
 MAKER = "the country of the chip's maker (--maker)"
 DESTINATION = "the country of the site"
-ORIGIN = "from where it is shipped (--from)"
+ORIGIN = "from where it is shipped (--shipped-from)"
 
 LEASED: tuple[Mode, ...] = ("lease", "api")
 
@@ -132,6 +132,15 @@ def judge(case: Case, rules: Sequence[Rule]) -> Verdict:
     remarks = []
     if case.makers is None:
         remarks.append("taken as a chip that the rules reach: its maker's country is not known")
+    apart = [
+        rule.name
+        for rule in rules
+        if rule.in_force(case.day) and case.mode in rule.modes
+        and case.makers in rule.makers_outside
+    ]  # fmt: skip
+    if apart:
+        why = f"not asked, because the maker is headquartered in {case.makers}"
+        remarks.append(f"{why}: {', '.join(apart)}")
     late = sorted({rule.read for rule in rules if rule.read < case.day})
     if late:
         remarks.append(f"sources were read up to {late[0]}: what came later is not known here")
@@ -348,7 +357,7 @@ def _result(findings: Sequence[Finding]) -> tuple[Result | None, str]:
     grave = max((SEVERITY.index(found.result) for found in unsure), default=-1)
     if unsure and (worst is None or SEVERITY.index(worst.result) < grave):
         gravest = max(unsure, key=lambda found: SEVERITY.index(found.result))
-        return None, f"{gravest.rule.name}: cannot be told: {', '.join(gravest.missing)}"
+        return None, f"{gravest.rule.name}: {', '.join(gravest.missing)}"
     if worst is None:
         return "none", "no rule reaches it"
     return worst.result, f"{worst.rule.name}: {worst.text}"

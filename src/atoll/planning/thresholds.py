@@ -24,6 +24,8 @@ End = Literal["low", "mid", "high"]
 Varied = Literal["tpp", "memory", "io"]
 """What a designer may change: FLOP/s, memory's bandwidth, bandwidth to other chips."""
 
+VARIED: tuple[Varied, ...] = ("tpp", "memory", "io")
+
 MISSING = {
     "tpp": "the FLOP/s are not known",
     "density": "die area is not known",
