@@ -40,7 +40,7 @@ def chips(
     no_rules: checking.NoRules = None,
     json: Json = False,
 ) -> int:
-    """List the known chips, show one with all its sources, or check one against export rules.
+    """Show known chips, or check one against export rules.
 
     \b
     Example:
