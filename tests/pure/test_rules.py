@@ -562,3 +562,107 @@ def test_a_wrong_rule_file_ends_in_2_with_file_key_and_fix(
         path.write_text(text + more)
         message = refused(capsys, "check", "h20", "--rules", str(path))
         assert message.startswith(f"atoll: {path}: {said}")
+
+
+FLEET = """
+[[site]]
+name = "home"
+country = "CN"
+[[site]]
+name = "johor"
+country = "MY"
+mode = "lease"
+owner_hq = "SG"
+operator_hq = "MY"
+[[site]]
+name = "batam"
+country = "Indonesia"
+mode = "own-abroad"
+[[island]]
+name = "domestic"
+site = "home"
+chip = "ascend-910b2"
+chips_per_node = 8
+[[island]]
+name = "leased"
+site = "johor"
+chip = "h100-sxm-80gb"
+chips_per_node = 8
+[[island]]
+name = "bought"
+site = "batam"
+chip = "h100-sxm-80gb"
+chips_per_node = 8
+[[link]]
+between = ["home", "johor"]
+bandwidth = "100 Gb/s"
+latency = "20 ms"
+[[link]]
+between = ["home", "batam"]
+bandwidth = "100 Gb/s"
+latency = "20 ms"
+"""
+
+
+def plan_json(
+    capsys: pytest.CaptureFixture[str], examples: Path, fleet: Path, *flags: str, code: int = 0
+) -> Any:
+    recipe = examples / "recipes" / "quickstart.toml"
+    arguments = ["plan", str(recipe), str(fleet), "--set", "precision.compute=bf16", "--json"]
+    assert main([*arguments, "--from", "2024-07-01", *flags]) == code
+    captured = capsys.readouterr()
+    return json.loads(captured.out) if code == 0 else captured.err
+
+
+def test_a_plan_leaves_out_what_is_refused(
+    tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text(FLEET)
+    free = plan_json(capsys, examples, fleet)
+    assert not [one for one in free["rejected"] if "us-2023-10" in one["why"]]
+    assert ADVICE not in " ".join(free["notes"])
+    held = plan_json(capsys, examples, fleet, "--rules", "all", "--hq", "CN")
+    reasons = {one["what"]: one["why"] for one in held["rejected"]}
+    assert reasons["bought"].startswith("refused by rule us-2023-10: ")
+    assert "bought" not in held["shares"]
+    assert not [w for n, w in reasons.items() if n in ("leased", "domestic") and "rule" in w]
+    assert ADVICE in " ".join(held["notes"])
+    off = plan_json(
+        capsys, examples, fleet, "--rules", "all", "--hq", "CN", "--no-rules", "us-2023-10"
+    )
+    assert not [one for one in off["rejected"] if "refused" in one["why"]]
+    unsaid = plan_json(capsys, examples, fleet, "--rules", "all")
+    assert "of island bought it cannot be told: the headquarters" in " ".join(unsaid["notes"])
+    # A day later than the rules' own, the notice of the answer stays, and so does the refusal.
+    fleet.write_text(FLEET.replace('owner_hq = "SG"', 'owner_hq = "CN"'))
+    both = plan_json(capsys, examples, fleet, "--rules", "all", "--hq", "CN")
+    assert {one["what"] for one in both["rejected"] if "refused" in one["why"]} == {
+        "leased",
+        "bought",
+    }
+    alone = FLEET.replace('chip = "ascend-910b2"', 'chip = "h100-sxm-80gb"')
+    fleet.write_text(alone.replace('owner_hq = "SG"', 'owner_hq = "CN"'))
+    why = plan_json(capsys, examples, fleet, "--rules", "all", "--hq", "CN", code=1)
+    assert "the rules refuse every island on 2024-07-01" in why and ADVICE in why
+    assert all(name in why for name in ("domestic", "leased", "bought"))
+
+
+def test_bad_flags_of_a_plan_end_in_2(
+    tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text(FLEET)
+    for flags, said in (
+        (("--hq", "CN"), "--hq: is an option of --rules"),
+        (("--no-rules", "all"), "--no-rules: is an option of --rules"),
+        (("--rules", "all", "--hq", "XX"), '--hq = "XX": there is no such country'),
+        (("--rules", "us-2023"), "there is no such file"),
+    ):
+        assert said in plan_json(capsys, examples, fleet, *flags, code=2)
+    fleet.write_text(FLEET.replace('"Indonesia"', '"Atlantis"'))
+    message = plan_json(capsys, examples, fleet, "--rules", "all", code=2)
+    assert f'{fleet}: site[2].country = "Atlantis": there is no such country' in message
+    fleet.write_text(FLEET.replace('operator_hq = "MY"', 'operator_hq = "MYS"'))
+    message = plan_json(capsys, examples, fleet, code=2)
+    assert f'{fleet}: site[1].operator_hq = "MYS": there is no such country' in message
