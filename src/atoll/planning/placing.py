@@ -10,7 +10,7 @@ from atoll import facts
 from atoll.errors import AtollError, InputError
 from atoll.facts.rules import NO_ADVICE, Rule
 from atoll.fleet import Fleet, Site
-from atoll.planning.rules import placement
+from atoll.planning.rules import binding_notes, placement
 
 
 class NoPlacement(AtollError):
@@ -33,7 +33,7 @@ def placed(
     InputError for a site whose country there is not; `NoPlacement` if no island is left.
     """
     sites = {site.name: site for site in fleet.site}
-    refused, unknown = {}, []
+    refused, notes = {}, list[str]()
     for island in fleet.island:
         site = sites.get(island.site, Site(name=island.site))
         chip = facts.chip(island.chip)
@@ -47,13 +47,22 @@ def placed(
             raise
         if verdict.refused:
             refused[island.name] = f"refused by rule {verdict.refusal}"
-        elif verdict.refused is None:
+            continue
+        if verdict.refused is None:
             missing = "; ".join(verdict.missing) or verdict.reason
-            unknown.append(f"rules: of island {island.name} it cannot be told: {missing}")
+            notes.append(f"rules: of island {island.name} it cannot be told: {_in_a_file(missing)}")
+        notes += [f"rules: island {island.name}: {told}" for told in binding_notes(verdict)]
     if len(refused) == len(fleet.island):
         why = "\n".join(f"  {name}: {reason}" for name, reason in refused.items())
         raise NoPlacement(f"the rules refuse every island on {day}\n{why}\n  {NO_ADVICE}")
-    return Placed(refused=refused, notes=(*unknown, f"rules of {day}: {NO_ADVICE}"))
+    return Placed(refused=refused, notes=(*notes, f"rules of {day}: {NO_ADVICE}"))
+
+
+def _in_a_file(text: str) -> str:
+    """What is missing, by the key of a site instead of the flag of a command."""
+    for flag, key in (("--owner", "site.owner_hq"), ("--operator", "site.operator_hq")):
+        text = text.replace(f"({flag})", f"({key})")
+    return text
 
 
 def left_of(fleet: Fleet, found: Placed) -> Fleet:

@@ -198,6 +198,21 @@ def refusal(
     return verdict.refusal if verdict.refused else None
 
 
+def binding_notes(verdict: Verdict) -> list[str]:
+    """What a plan that keeps the chips should know: results short of refusal, and flags."""
+    told = []
+    asked = [verdict] if verdict.host is None else [verdict, verdict.host]
+    for one in asked:
+        who = "the host: " if one is verdict.host else ""
+        if one.result is not None and one.result != "none":
+            told.append(f"{who}{one.result}: {one.reason}")
+    for found in verdict.findings:
+        reach = any(one.to or one.hq or one.outside for one in found.rule.outcome)
+        if found.rule.effect == "flag" and found.applies and reach:
+            told.append(f"{found.rule.name}: {found.text}")
+    return told
+
+
 def classes_of(chip: Chip, rule: Rule, *, end: End = "mid") -> tuple[tuple[str, ...], list[str]]:
     """(the first class of a rule that a chip meets, or nothing; what is not known to tell).
 
@@ -220,6 +235,8 @@ def _finding(case: Case, rule: Rule, by_name: dict[str, Rule]) -> Finding | None
     if about is False:
         return None
     classes, unknown = classes_of(case.chip, rule)
+    possible = [one.name for one in rule.class_] if unknown else []
+    not_told: list[str] = []
     doubt = _doubt(case.chip, rule, classes)
     other = by_name.get(rule.unless_class_of or "")
     if other is not None:
@@ -230,7 +247,6 @@ def _finding(case: Case, rule: Rule, by_name: dict[str, Rule]) -> Finding | None
                 text=f"not asked: the chip is {theirs[0]} by {other.name}",
             )  # fmt: skip
         unknown = [*unknown, *not_told]
-    possible = [one.name for one in rule.class_] if unknown else []
     found: list[tuple[Outcome, bool | None]] = []
     for outcome in rule.outcome:
         if not outcome.in_force(case.day):
@@ -239,7 +255,7 @@ def _finding(case: Case, rule: Rule, by_name: dict[str, Rule]) -> Finding | None
             continue
         fits = _fits(outcome, classes, possible)
         reaches = every([fits, False if fits is False else _reaches(case, outcome, told)])
-        if about is None and reaches:
+        if reaches and (about is None or not_told):
             reaches = None
         if reaches is not False:
             found.append((outcome, reaches))

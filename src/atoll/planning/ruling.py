@@ -277,7 +277,7 @@ def _threshold_lines(case: Case, rule: Rule, one: Class) -> Iterator[str]:
     for varied in VARIED:
         left = room(one, measures, varied)
         if left is not None:
-            yield f"    stays under with {_room(left, measures)}"
+            yield f"    stays under with {_room(left, measures, under=is_under(one))}"
 
 
 def _doubt(case: Case, rule: Rule, one: Class, met: bool | None) -> str:
@@ -309,7 +309,7 @@ def _compared(one: dict[str, Any]) -> str:
     return f"{wanted}: {'yes' if one['met'] else 'no'} ({shown(one['value'])}{ratio})"
 
 
-def _room(left: Room, measures: Measures) -> str:
+def _room(left: Room, measures: Measures, *, under: bool) -> str:
     what = {"tpp": "FLOP/s", "memory": "memory's bandwidth", "io": "bandwidth to other chips"}
     name = what[left.varied]
     if left.never is not None:
@@ -317,7 +317,8 @@ def _room(left: Room, measures: Measures) -> str:
     if left.bound is None:
         return f"any {name}"
     sign = "less than" if left.itself else "at most"
-    more = f" (more may be allowed: {', '.join(left.unknown)})" if left.unknown else ""
+    why = "if the rest is under too" if under else "more may be allowed"
+    more = f" ({why}: {', '.join(left.unknown)})" if left.unknown else ""
     if left.varied != "tpp":
         both = " in both directions together" if left.varied == "io" else ""
         return f"{name} {sign} {_tidy(left.bound, 10**9)} GB/s{both}{more}"
