@@ -436,3 +436,50 @@ def test_room_of_a_known_chip() -> None:
     unknown = room(rule_of("us-2023-10").class_[0], measures_of(design(tpp=3000)), "tpp")
     assert unknown is not None and unknown.bound == 1600
     assert unknown.unknown == ("die area is not known",)
+
+
+def by_hand(chip: Chip, on: str, to: str, hq: str) -> str:
+    """The decision procedure written out by hand, for a buyer and a maker outside China."""
+    found = measures_of(chip)
+    assert found.tpp is not None and found.density is not None
+    assert found.memory is not None and found.io is not None
+    tpp, density = float(found.tpp), float(found.density)
+    memory, io = float(found.memory) / 1e9, float(found.io) / 1e9
+    china, d5 = {"CN", "HK", "MO"}, {"CN", "HK", "MO", "RU", "IR"}
+    if on < "2022-10-21":
+        return "none"
+    if on < "2023-11-17":
+        where = {"CN", "HK"} | ({"MO"} if on >= "2023-01-18" else set())
+        return "denial" if io >= 600 and tpp >= 4800 and to in where else "none"
+    a = tpp >= 4800 or (chip.datacentre and tpp >= 1600 and density >= 5.92)
+    b = chip.datacentre and not a
+    b = b and ((tpp >= 2400 and density >= 1.6) or (tpp >= 1600 and density >= 3.2))
+    reached, elsewhere = to in d5 or hq in d5, to in {"VN", "AE", "KZ"}
+    if a and chip.datacentre:
+        if to in china and on >= "2026-01-15" and tpp < 21000 and memory < 6500:
+            return "case-by-case"
+        return "denial" if reached else "approval" if elsewhere else "none"
+    if a or b:
+        mild = "exception" if on >= "2024-04-04" else "approval"
+        return "notify" if reached else mild if elsewhere else "none"
+    if reached and on >= "2025-04-09" and (memory >= 1400 or io >= 1100 or memory + io >= 1700):
+        return "case-by-case" if on >= "2025-08-11" else "licence"
+    return "none"
+
+
+@given(
+    st.sampled_from([1500, 1600, 2368, 2399, 2400, 3000, 4799, 4800, 15832, 20992, 21000, 36000]),
+    st.sampled_from([270, 400, 500, 749, 750, 814, 1500, 2400]),
+    st.sampled_from([300, 800, 1399, 1400, 4000, 6499, 6500]),
+    st.sampled_from([64, 300, 400, 598, 600, 900, 1100]),
+    st.booleans(),
+    st.dates(day("2022-09-01"), day("2026-07-31")),
+    st.sampled_from(["CN", "HK", "MO", "RU", "IR", "MY", "SG", "VN", "AE", "KZ", "DE"]),
+    st.sampled_from(["CN", "MO", "RU", "MY", "SG", "VN", "AE", "DE"]),
+)
+def test_the_decision_procedure_by_hand(
+    tpp: int, area: int, memory: int, io: int, dc: bool, on: datetime.date, to: str, hq: str
+) -> None:
+    chip = design(tpp=tpp, area=area, memory=memory, io=io, datacentre=dc, vendor="Intel")
+    expected = by_hand(chip, on.isoformat(), to, hq)
+    assert ask(chip, on.isoformat(), to, hq).result == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -142,12 +143,10 @@ def check(
     return 0
 
 
-def _print(lines: object) -> None:
+def _print(lines: Iterable[str]) -> None:
     """Lines, the long ones folded under their own indent."""
     import textwrap
-    from collections.abc import Iterable
 
-    assert isinstance(lines, Iterable)
     for line in lines:
         indent = " " * (len(line) - len(line.lstrip()))
         folded = textwrap.wrap(
