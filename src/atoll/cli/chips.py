@@ -117,7 +117,8 @@ def _content(chip: Chip) -> dict[str, Any]:
     }
     topology = None if chip.link is None else chip.link.topology
     plain = {word: getattr(chip, word) for word in words}
-    return plain | {"devices": chip.devices, "topology": topology, "facts": numbers}
+    more = {"devices": chip.devices, "datacentre": chip.datacentre, "topology": topology}
+    return plain | more | {"facts": numbers}
 
 
 def _list(every: Sequence[Chip]) -> None:
@@ -210,6 +211,7 @@ def _show(chip: Chip) -> None:
         "topology": None if chip.link is None else chip.link.topology,
         "collectives": chip.collectives,
         "plugin": chip.plugin,
+        "data centres": None if chip.datacentre else "neither designed nor marketed for them",
         "environment": " ".join(f"{key}={value}" for key, value in chip.environment.items()),
     }
     shown = {name: value for name, value in pairs.items() if value}
