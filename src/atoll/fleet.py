@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, field_validator, mo
 from atoll import facts, strict, units
 from atoll.digest import digest_of
 from atoll.errors import InputError
+from atoll.facts import countries
 from atoll.model import Count
 from atoll.strict import Noun
 
@@ -40,16 +41,33 @@ def _known_chip(value: str) -> str:
     return value
 
 
+def _known_country(value: str) -> str:
+    """The code of a country; InputError if there is none."""
+    try:
+        return countries.country(value, key="")
+    except InputError as error:
+        error.key = None
+        raise
+
+
+Country = Annotated[str, AfterValidator(_known_country)]
 ChipName = Annotated[str, AfterValidator(_known_chip)]
 
 
 class Site(Noun):
-    """One place: where it is, whose it is, its power and uplink (as text with a unit)."""
+    """One place: where it is, whose it is, its power and uplink (as text with a unit).
+
+    `mode` is how its chips are had; `owner_hq` and `operator_hq` are the countries (two letters)
+    of the headquarters of the owner's ultimate parent and of the operator. Rules ask for them.
+    """
 
     name: Name
     country: str = ""
     owner: str = ""
     operator: str = ""
+    mode: Literal["buy", "own-abroad", "lease", "api"] | None = None
+    owner_hq: Country | None = None
+    operator_hq: Country | None = None
     power: str | None = None
     uplink: str | None = None
 

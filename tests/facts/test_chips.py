@@ -22,6 +22,7 @@ SANE = {
     "link.bandwidth": (26e9, 970e9),
     "link.chips": (1, 9216),
     "network.bandwidth": (12.5e9 / 8, 800e9 / 8),
+    "io.bandwidth": (26e9, 1000e9),
     "price": (1000, 40000),
     "rent": (0.2, 7),
 }

@@ -6,6 +6,7 @@ import pytest
 from tests.rules.test_style import PATHS, SOURCE, parse
 
 MAY_STAMP = {
+    "cli/checking.py": "a check without a day is of today",
     "cli/watch_page.py": "the page says when it was drawn",
     "cli/watch_terminal.py": "how long ago an island was seen",
     "history/reading.py": "whether a file was written a moment ago",

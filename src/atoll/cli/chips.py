@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli import checking
 from atoll.cli.output import Json, print_json
+from atoll.errors import InputError
 
 if TYPE_CHECKING:
     from atoll.facts import Chip, Number
@@ -18,22 +20,67 @@ WIDTH = 100
 
 def chips(
     chip: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            metavar="[CHIP]",
-            help="A chip's name, one of its names in published tables, or a file of your own.",
+            metavar="[check] [CHIP]",
+            help="A chip's name, one of its names in published tables, or a file of your own. "
+            "check: hold it against the rules of a day.",
             show_default=False,
         ),
     ] = None,
+    date: checking.Date = None,
+    to: checking.To = None,
+    hq: checking.Headquarters = None,
+    mode: checking.How = None,
+    owner: checking.Owner = None,
+    operator: checking.Operator = None,
+    shipped_from: checking.ShippedFrom = None,
+    maker: checking.Maker = None,
+    rules: checking.RuleFiles = None,
+    no_rules: checking.NoRules = None,
     json: Json = False,
 ) -> int:
-    """List the known chips, or show one with all its sources.
+    """Show known chips, or check one against export rules.
 
     \b
     Example:
       atoll chips h20
       atoll chips my-chip.toml
+      atoll chips check my-chip.toml --date 2025-05-01 --to MY --hq CN
+
+    What check says is engineering input from dated sources, and no legal advice.
     """
+    words = chip or []
+    flags = {
+        "--date": date, "--to": to, "--hq": hq, "--mode": mode, "--owner": owner,
+        "--operator": operator, "--shipped-from": shipped_from, "--maker": maker,
+        "--rules": rules, "--no-rules": no_rules,
+    }  # fmt: skip
+    _require_words(words, [flag for flag, value in flags.items() if value])
+    if words[:1] == ["check"]:
+        return checking.check(
+            words[1], date=date, to=to, hq=hq, mode=mode, owner=owner, operator=operator,
+            shipped_from=shipped_from, maker=maker, files=rules, off=no_rules, json=json,
+        )  # fmt: skip
+    return _tell(words[0] if words else None, json=json)
+
+
+def _require_words(words: Sequence[str], flags: Sequence[str]) -> None:
+    """InputError for words and flags that do not go together."""
+    checked = words[:1] == ["check"]
+    if checked and len(words) == 1:
+        fix = "for example: atoll chips check h20 --date 2025-05-01 --to CN --hq CN"
+        raise InputError("which chip is to be checked is not said", key="check", fix=fix)
+    if len(words) > (2 if checked else 1):
+        fix = "one chip at a time: atoll chips CHIP, or atoll chips check CHIP"
+        raise InputError("is one word too many", value=words[-1], fix=fix)
+    if flags and not checked:
+        fix = "write atoll chips check CHIP"
+        raise InputError("is an option of check", key=flags[0], fix=fix)
+
+
+def _tell(chip: str | None, *, json: bool) -> int:
+    """One chip, or the table of all."""
     from atoll import facts
 
     if chip is not None:
@@ -70,7 +117,8 @@ def _content(chip: Chip) -> dict[str, Any]:
     }
     topology = None if chip.link is None else chip.link.topology
     plain = {word: getattr(chip, word) for word in words}
-    return plain | {"devices": chip.devices, "topology": topology, "facts": numbers}
+    more = {"devices": chip.devices, "datacentre": chip.datacentre, "topology": topology}
+    return plain | more | {"facts": numbers}
 
 
 def _list(every: Sequence[Chip]) -> None:
@@ -163,6 +211,7 @@ def _show(chip: Chip) -> None:
         "topology": None if chip.link is None else chip.link.topology,
         "collectives": chip.collectives,
         "plugin": chip.plugin,
+        "data centres": None if chip.datacentre else "neither designed nor marketed for them",
         "environment": " ".join(f"{key}={value}" for key, value in chip.environment.items()),
     }
     shown = {name: value for name, value in pairs.items() if value}

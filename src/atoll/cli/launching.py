@@ -77,6 +77,9 @@ def planned_for(
     if any(_time_is_known(island.chip, asked.measured) for island in stock.island):
         answer = find()
         return Planned(plan=plan_of(answer), fleet=answer.fleet, answer=answer)
+    from atoll.planning.placing import left_of
+
+    stock = left_of(stock, asked.placed(stock))
     require_supported(read, file=recipe)
     require_here(read, asked.only)
     return Planned(plan=plan_trivially(read, stock), fleet=stock, answer=None)

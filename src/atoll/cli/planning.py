@@ -14,6 +14,7 @@ from atoll.errors import InputError
 if TYPE_CHECKING:
     from datetime import date
 
+    from atoll.facts.rules import Rule
     from atoll.planning.planner import Answer, Asked
 
 RecipeFile = Annotated[
@@ -123,9 +124,34 @@ Calibrate = Annotated[
         show_default=False,
     ),
 ]
+Rules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rules",
+        metavar="SET",
+        help="Leave out islands whose chips export rules refuse at their site: all, or a file of "
+        "your own beside them (docs/rules.md). No legal advice.",
+        show_default=False,
+    ),
+]
+NoRules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--no-rules", metavar="NAME", help="With --rules: switch one off.", show_default=False
+    ),
+]
+Headquarters = Annotated[
+    str | None,
+    typer.Option(
+        "--hq",
+        metavar="CC",
+        help="With --rules: the country of the headquarters of your ultimate parent.",
+        show_default=False,
+    ),
+]
 
 
-def plan(
+def plan(  # long: one parameter a flag
     recipe: RecipeFile = None,
     fleet: FleetArgument = None,
     what: What = None,
@@ -142,6 +168,9 @@ def plan(
     island: OneIsland = None,
     facts: Facts = None,
     calibrate: Calibrate = None,
+    rules: Rules = None,
+    no_rules: NoRules = None,
+    hq: Headquarters = None,
     json: Json = False,
 ) -> int:
     """Find out which chips, laid out how, are done when.
@@ -161,6 +190,7 @@ def plan(
     asked = _asked(
         from_=from_, layout=layout, exchange=exchange, executor="atoll" if own else executor,
         facts=facts, calibrate=calibrate, emit=None if own else emit,
+        rules=_rules(rules, no_rules, hq), hq=hq,
     )  # fmt: skip
     if what is not None:
         if recipe is not None:
@@ -252,7 +282,7 @@ def _found(recipe: Path, changes: list[str], fleet: Path, asked: Asked) -> Answe
     try:
         return find(read, stock, asked)
     except InputError as fault:
-        if fault.file is None and (fault.key or "").startswith("island["):
+        if fault.file is None and (fault.key or "").startswith(("island[", "site[")):
             fault.file = str(fleet)
         raise
 
@@ -294,8 +324,11 @@ def _asked(
     facts: Path | None,
     calibrate: Path | None,
     emit: str | None,
+    rules: tuple[Rule, ...] | None,
+    hq: str | None,
 ) -> Asked:
     """The flags as one noun. InputError for whatever is wrong."""
+    from atoll.facts.countries import country
     from atoll.facts.measured import measured_in
     from atoll.plan import Layout
     from atoll.planning.planner import Asked
@@ -316,7 +349,23 @@ def _asked(
         tool=emit,
         measured=measured,
         factors=factors,
+        rules=rules,
+        headquarters=None if hq is None else country(hq, key="--hq"),
     )
+
+
+def _rules(
+    asked: list[str] | None, off: list[str] | None, hq: str | None
+) -> tuple[Rule, ...] | None:
+    """The rules that --rules and --no-rules ask for; None without --rules."""
+    if asked:
+        from atoll.facts.rules import rule_set
+
+        return rule_set([one for one in asked if one != "all"], off=off or [])
+    for flag, given in (("--no-rules", off), ("--hq", hq)):
+        if given:
+            raise InputError("is an option of --rules", key=flag, fix="add --rules all")
+    return None
 
 
 def _one_of(flag: str, value: str | None, allowed: tuple[str, ...]) -> None:

@@ -221,6 +221,13 @@ class Network(strict.Noun):
         return self.bandwidth.value
 
 
+class Io(Network):
+    """What leaves the chip through all its ports together, one direction.
+
+    Absent where `link` is all of it.
+    """
+
+
 class Money(strict.Noun):
     """US dollars between `low` and `high`: to buy one chip, or to rent it for an hour."""
 
@@ -257,6 +264,7 @@ class Chip(strict.Noun):
     `aliases` are its names in published tables. `source` tells where the numbers come from that
     stand outside the tables. `devices` is how many torch devices one chip shows. `environment` is
     what a process needs before it imports the vendor's libraries in order to be this chip.
+    `datacentre` is False for cards neither designed nor marketed for data centres.
     """
 
     FILE_KEYS = ("schema",)
@@ -273,6 +281,7 @@ class Chip(strict.Noun):
     node_chips: int | None = Field(default=None, ge=1, le=1024)
     process: str | None = Field(default=None, min_length=1)
     die_area: Area | None = None
+    datacentre: bool = True
     power: Watts | None = None
     collectives: str | None = Field(default=None, min_length=1)
     plugin: str | None = Field(default=None, min_length=1)
@@ -282,6 +291,7 @@ class Chip(strict.Noun):
     measured: Measured | None = None
     link: Link | None = None
     network: Network | None = None
+    io: Io | None = None
     price: Money | None = None
     rent: Money | None = None
     notes: list[str] = []
@@ -310,7 +320,7 @@ class Chip(strict.Noun):
                 yield self._number(key, found.range, found.UNIT, self.source)
 
     def _numbers_of_tables(self) -> Iterator[Number]:
-        for table in ("memory", "flops", "measured", "link", "network"):
+        for table in ("memory", "flops", "measured", "link", "network", "io"):
             noun: Any = getattr(self, table)
             for key in type(noun).model_fields if noun is not None else ():
                 value = getattr(noun, key)

@@ -1,0 +1,485 @@
+"""Rules judged: the worked figures, who is reached, and the room under thresholds."""
+
+import datetime
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoll import facts, strict
+from atoll.errors import InputError
+from atoll.facts import Chip
+from atoll.facts.rules import Class, Rule, rule_set, rules
+from atoll.fleet import Site
+from atoll.planning.rules import Case, Verdict, classes_of, judge, placement, refusal
+from atoll.planning.ruling import lines
+from atoll.planning.thresholds import Measures, in_class, measures_of, room
+
+
+def day(text: str) -> datetime.date:
+    return datetime.date.fromisoformat(text)
+
+
+def rule_of(name: str) -> Rule:
+    return next(rule for rule in rules() if rule.name == name)
+
+
+def design(
+    *,
+    tpp: float | None,
+    area: float | None = None,
+    memory: float | None = None,
+    io: float | None = None,
+    datacentre: bool = True,
+    vendor: str | None = None,
+) -> Chip:
+    """A chip that exists only as numbers: TPP by fp8, mm2, GB/s, GB/s of both directions."""
+    data: dict[str, Any] = {"name": "design", "backend": "here", "description": "a design"}
+    data |= {"source": "a test", "datacentre": datacentre}
+    if tpp is not None:
+        data["flops"] = {"fp8": f"{tpp / 8:.10g} TFLOP/s", "source": "a test"}
+    if area is not None:
+        data["die_area"] = area
+    if memory is not None:
+        data["memory"] = {"size": "80 GB", "bandwidth": f"{memory:g} GB/s", "source": "a test"}
+    if io is not None:
+        data["link"] = {"bandwidth": f"{io / 2:g} GB/s", "source": "a test"}
+    if vendor is not None:
+        data["vendor"] = vendor
+    return strict.validate(Chip, data)
+
+
+def ask(chip: Chip | str, on: str, to: str | None, hq: str | None, **more: Any) -> Verdict:
+    found = facts.chip(chip) if isinstance(chip, str) else chip
+    case = Case(chip=found, day=day(on), destination=to, headquarters=hq, **more)
+    return judge(case, rules())
+
+
+# chip of the facts, TPP, mm2, density, GB/s to others, R1, class of 2023, letters, under limits
+WORKED = [
+    ("a100-sxm-80gb", 4992, 826, 6.04, 600, True, "a", None, True),
+    ("a800-sxm-80gb", 4992, 826, 6.04, 400, False, "a", None, True),
+    ("h100-sxm-80gb", 15832, 814, 19.45, 900, True, "a", None, True),
+    ("h100-pcie-80gb", 12104, 814, 14.87, 600, True, "a", None, True),
+    ("h800", 15832, 814, 19.45, 400, False, "a", None, True),
+    ("h20", 2368, 814, 2.91, 900, False, None, True, True),
+    ("h20-141gb", 2368, 814, 2.91, 900, False, None, True, True),
+    ("l20", 1912, 609, 3.14, 64, False, None, False, True),
+    ("l40s", 5864, 609, 9.63, 64, False, "a", None, True),
+    ("rtx-4090", 5285, 609, 8.68, 64, False, "consumer", None, True),
+    ("v100-sxm2-32gb", 2000, 815, 2.45, 300, False, None, False, True),
+    ("h200", 15832, 814, 19.45, 900, True, "a", None, True),
+    ("b200", 36000, 1600, 22.50, 1800, True, "a", None, False),
+    ("b30a", 30000, 800, 37.50, 900, True, "a", None, False),
+    ("mi250x", 6128, 1448, 4.23, 700, True, "a", None, True),
+    ("mi300x", 20912, 2400, 8.71, 896, True, "a", None, True),
+    ("mi300x", 20912, 1536, 13.61, 896, True, "a", None, True),
+    ("mi325x", 20912, 2400, 8.71, 896, True, "a", None, True),
+    ("gaudi2", 6920, None, None, 600, True, "a", None, True),
+    ("gaudi3", 26832, None, None, 1200, True, "a", None, False),
+    ("ascend-910a", 4096, 456, 8.98, 180, False, "a", None, None),
+    ("ascend-910b2", 5661, 665.61, 8.50, 392, False, "a", None, None),
+    ("ascend-910b3", 4718, 665.61, 7.09, 392, False, "a", None, None),
+    ("ascend-910b4", 3931, 665.61, 5.91, 64, False, "b", None, None),
+    ("ascend-910b1", 6624, 665.61, 9.95, 392, False, "a", None, None),
+    ("ascend-910c", 12032, 1331.2, 9.04, 784, True, "a", None, None),
+    ("br100", 16384, 1074, 15.26, 512, False, "a", None, True),
+]
+NAMES = {"a": "3A090.a", "b": "3A090.b", "consumer": "3A090.a, not for data centres"}
+
+
+@pytest.mark.parametrize("row", WORKED, ids=[f"{row[0]}-{row[2]}" for row in WORKED])
+def test_the_worked_figures(row: tuple[Any, ...]) -> None:
+    name, tpp, area, density, io, first, second, letters, under = row
+    known = facts.chip(name)
+    assert known.memory is not None and known.memory.bytes_per_second is not None
+    memory = known.memory.bytes_per_second / 1e9
+    chip = design(tpp=tpp, area=area, memory=memory, io=io, datacentre=known.datacentre)
+    found = measures_of(chip)
+    assert found.tpp is not None and float(found.tpp) == tpp
+    # The worked figures round TPP first: 3,931 / 665.61 is 5.906, 20,912 / 1,536 is 13.61.
+    shown = None if found.density is None else float(found.density)
+    assert shown == (None if density is None else pytest.approx(density, abs=0.0051))
+    assert classes_of(chip, rule_of("us-2022-10"))[0] == (("3A090",) if first else ())
+    assert classes_of(chip, rule_of("us-2023-10"))[0] == ((NAMES[second],) if second else ())
+    # What follows, for a chip that the rules reach and China, on a day of each rule.
+    assert (ask(chip, "2022-12-01", "CN", None).result == "denial") == first
+    expected = {"a": "denial", "b": "notify", "consumer": "notify", None: "none"}[second]
+    assert ask(chip, "2023-12-01", "CN", "CN").result == expected
+    if letters is not None:
+        on = ask(chip, "2025-05-01", "CN", "CN")
+        assert on.result == ("licence" if letters else "none")
+        assert ask(chip, "2025-04-08", "CN", "CN").result == "none"
+    else:
+        finding = next(
+            one
+            for one in ask(chip, "2025-05-01", "CN", "CN").findings
+            if one.rule.name == "us-2025-04-letters"
+        )
+        assert finding.applies is False and "not asked" in finding.text
+    if under is not None:
+        limits = rule_of("us-2026-01-case-by-case")
+        assert (classes_of(chip, limits)[0] == ("under both limits",)) == under
+
+
+@pytest.mark.parametrize(
+    ("chip", "on", "to", "hq", "more", "result"),
+    [
+        # The check values of the decision procedure.
+        ("a100-sxm-80gb", "2023-12-01", "CN", "CN", {}, "denial"),
+        ("a800-sxm-80gb", "2023-11-16", "CN", "CN", {}, "none"),
+        ("a800-sxm-80gb", "2023-11-17", "CN", "CN", {}, "denial"),
+        ("h100-sxm-80gb", "2022-10-20", "CN", "CN", {}, "none"),
+        ("h100-sxm-80gb", "2022-10-21", "CN", "CN", {}, "denial"),
+        ("h100-sxm-80gb", "2022-12-01", "HK", None, {}, "denial"),
+        ("h100-sxm-80gb", "2023-01-17", "MO", None, {}, "none"),
+        ("h100-sxm-80gb", "2023-01-18", "MO", None, {}, "denial"),
+        ("h100-sxm-80gb", "2022-12-01", "MY", "CN", {}, "none"),
+        ("h100-sxm-80gb", "2023-12-01", "MY", "CN", {}, "denial"),
+        ("h100-sxm-80gb", "2023-12-01", "MY", "SG", {}, "none"),
+        ("h100-sxm-80gb", "2023-12-01", "AE", "AE", {}, "approval"),
+        ("h100-sxm-80gb", "2023-12-01", "AE", "CN", {}, "denial"),
+        ("h20", "2023-12-01", "CN", "CN", {}, "none"),
+        ("h20", "2025-04-09", "CN", "CN", {}, "licence"),
+        ("h20", "2025-04-09", "MY", "CN", {}, "licence"),
+        ("h20", "2025-08-11", "CN", "CN", {}, "case-by-case"),
+        ("l20", "2025-05-01", "CN", "CN", {}, "none"),
+        ("rtx-4090", "2023-12-01", "CN", "CN", {}, "notify"),
+        ("rtx-4090", "2024-04-03", "VN", "VN", {}, "approval"),
+        ("rtx-4090", "2024-04-04", "VN", "VN", {}, "exception"),
+        ("rtx-3090", "2024-04-04", "CN", "CN", {}, "none"),
+        ("h200", "2026-01-14", "CN", "CN", {}, "denial"),
+        ("h200", "2026-01-15", "CN", "CN", {}, "case-by-case"),
+        ("h200", "2026-01-15", "CN", "CN", {"shipped_from": "US"}, "case-by-case"),
+        ("h200", "2026-01-15", "CN", "CN", {"shipped_from": "SG"}, "denial"),
+        ("h200", "2026-02-01", "MY", "CN", {}, "denial"),
+        ("h200", "2026-06-15", "MY", "CN", {"mode": "own-abroad"}, "denial"),
+        ("b200", "2026-02-01", "CN", "CN", {}, "denial"),
+        ("mi325x", "2026-02-01", "CN", "CN", {}, "case-by-case"),
+        ("gb200", "2026-02-01", "MY", "CN", {"mode": "lease", "owner": "US"}, "none"),
+        ("gb200", "2026-02-01", "MY", "CN", {"mode": "api"}, "none"),
+        ("ascend-910b2", "2026-02-01", "CN", "CN", {}, "none"),
+        ("ascend-910c", "2026-02-01", "MY", "CN", {}, "none"),
+    ],
+)
+def test_what_follows(
+    chip: str, on: str, to: str, hq: str | None, more: dict[str, Any], result: str
+) -> None:
+    verdict = ask(chip, on, to, hq, **more)
+    assert verdict.result == result
+    assert (verdict.refused is True) == (result == "denial") or verdict.host is not None
+
+
+def test_a_legal_risk_is_no_permission() -> None:
+    def told(on: str) -> str:
+        found = ask("h200", on, "MY", "CN").findings
+        return " ".join(next(f for f in found if f.rule.name == "us-2023-10").remarks)
+
+    assert "legal risk, not a permission" in told("2025-05-13")
+    assert "legal risk, not a permission" not in told("2025-05-12")
+    assert "confirms the test of headquarters" in told("2026-05-31")
+
+
+def test_chinese_chips_abroad_are_flagged_but_not_at_home() -> None:
+    def flagged(chip: str, on: str, to: str, hq: str) -> bool | None:
+        name = "us-2025-05-general-prohibition-10"
+        return next(
+            (one.applies for one in ask(chip, on, to, hq).findings if one.rule.name == name), None
+        )
+
+    assert flagged("ascend-910c", "2025-05-13", "MY", "CN") is True
+    assert flagged("ascend-910c", "2025-05-13", "CN", "US") is True
+    assert flagged("ascend-910c", "2025-05-13", "CN", "CN") is False
+    assert flagged("ascend-910c", "2025-05-12", "MY", "CN") is None
+    assert flagged("h200", "2025-05-13", "MY", "CN") is None
+    assert "not asked" in " ".join(ask("ascend-910c", "2025-06-01", "MY", "CN").remarks)
+
+
+def test_leased_chips_ask_for_owner_and_operator() -> None:
+    bare = ask("gb200", "2026-02-01", "MY", "CN", mode="lease")
+    assert bare.result == "none" and bare.refused is None
+    assert [one.split(":")[0] for one in bare.missing] == [
+        "who owns the leased chips",
+        "who runs the leased site",
+    ]
+    owned = ask("gb200", "2026-02-01", "MY", "CN", mode="lease", owner="US")
+    assert [one.split(":")[0] for one in owned.missing] == ["who runs the leased site"]
+    full = ask("gb200", "2026-02-01", "MY", "CN", mode="lease", owner="US", operator="MY")
+    assert full.missing == () and full.refused is False
+    for owner, operator in (("CN", "MY"), ("US", "CN")):
+        chinese = ask(
+            "gb200", "2026-02-01", "MY", "CN", mode="lease", owner=owner, operator=operator
+        )
+        assert chinese.host is not None and chinese.host.result == "denial"
+        assert chinese.result == "none" and chinese.refused is True
+        assert chinese.refusal.startswith("for the host: us-2023-10")
+
+
+def test_the_caps_of_the_diffusion_rule_in_chips() -> None:
+    rule = rule_of("us-2025-01-diffusion")
+    caps = [cap.tpp / 15832 for cap in rule.cap]
+    assert [round(one) for one in caps] == [49899, 1699]
+    found = ask("h100-sxm-80gb", "2025-02-01", "MY", "MY")
+    told = " ".join(one for f in found.findings for one in f.remarks)
+    assert "1,699 of this chip" in told and "49,898 of this chip" in told
+    assert found.result == "none", "it was never enforced, so it only tells"
+
+
+def test_what_is_not_known_is_not_guessed() -> None:
+    nobody = ask("h200", "2026-02-01", "MY", None)
+    assert nobody.result is None and nobody.refused is None
+    assert any("headquarters" in one for one in nobody.missing)
+    assert ask("h200", "2026-02-01", "CN", None, shipped_from="SG").result == "denial"
+    nowhere = ask("h200", "2026-02-01", None, "SG")
+    assert nowhere.result is None and any("country of the site" in one for one in nowhere.missing)
+    no_area = design(tpp=3000)
+    verdict = ask(no_area, "2024-01-01", "CN", "CN")
+    assert verdict.result is None
+    assert verdict.missing == ("die area is not known",)
+    assert "cannot be told: us-2023-10: die area is not known" in "\n".join(lines(verdict, rules()))
+    # Above 4,800 and below 1,600 the area does not matter.
+    assert ask(design(tpp=4800), "2024-01-01", "CN", "CN").result == "denial"
+    assert ask(design(tpp=1599), "2024-01-01", "CN", "CN").result == "none"
+    assert ask(design(tpp=None), "2024-01-01", "CN", "CN").result is None
+
+
+def test_a_rule_for_what_another_leaves_waits_for_the_other() -> None:
+    verdict = ask(design(tpp=3000, memory=2000), "2025-05-01", "CN", "CN")
+    letters = next(f for f in verdict.findings if f.rule.name == "us-2025-04-letters")
+    assert letters.applies is None and letters.missing == ("die area is not known",)
+    assert verdict.result is None
+
+
+def test_numbers_in_doubt_are_told() -> None:
+    rule = rule_of("us-2025-05-general-prohibition-10")
+    found = ask("ascend-910b4", "2025-06-01", "MY", "CN")
+    finding = next(one for one in found.findings if one.rule == rule)
+    assert finding.classes == ("3A090.b",)
+    assert finding.doubt == "by the highest numbers of the facts it is 3A090.a"
+
+
+def test_rules_of_china_are_told_but_refuse_nothing() -> None:
+    found = ask("h20", "2025-12-01", "CN", "CN")
+    told = {one.rule.name for one in found.findings if one.applies}
+    assert {"cn-2024-09-domestic", "cn-2025-07-security"} <= told
+    assert found.refused is False
+    abroad = {one.rule.name for one in ask("h20", "2025-12-01", "MY", "CN").findings if one.applies}
+    assert not [name for name in abroad if name.startswith("cn-")]
+
+
+def test_a_rule_that_is_off_says_nothing() -> None:
+    case = Case(chip=facts.chip("h200"), day=day("2024-01-01"), destination="CN", headquarters="CN")
+    assert judge(case, rules()).result == "denial"
+    assert judge(case, rule_set(off=["us-2023-10"])).result == "none"
+    assert judge(case, ()).result == "none"
+
+
+def test_a_placement_at_a_site() -> None:
+    chip, on = facts.chip("h100-sxm-80gb"), day("2024-07-01")
+    johor = Site(name="johor", country="MY", mode="lease", owner_hq="SG", operator_hq="MY")
+    assert placement(chip, johor, on, rules(), headquarters="CN").refused is False
+    assert refusal(chip, johor, on, rules(), headquarters="CN") is None
+    bought = Site(name="johor", country="MY", mode="own-abroad", owner_hq="CN")
+    why = refusal(chip, bought, on, rules())
+    assert why is not None and why.startswith("us-2023-10: ")
+    silent = placement(chip, Site(name="johor", country="MY"), on, rules(), headquarters="CN")
+    assert silent.refused is True and "taken as bought" in " ".join(silent.remarks)
+    nowhere = placement(chip, Site(name="x"), on, rules(), headquarters="SG")
+    assert nowhere.refused is None
+    with pytest.raises(InputError) as caught:
+        placement(chip, Site(name="x", country="Nowhere"), on, rules())
+    assert caught.value.key == "site.country"
+    with pytest.raises(InputError, match="there is no such country"):
+        strict.validate(Site, {"name": "x", "owner_hq": "XX"})
+
+
+CLASSES = [
+    (rule, one) for rule in rules() if rule.goods == "chip" for one in rule.class_
+]  # fmt: skip
+some_class = st.sampled_from(CLASSES)
+maybe = st.none()
+quantity = st.integers(min_value=1, max_value=50_000)
+area = maybe | st.decimals(min_value="1", max_value="3000", places=2).map(Fraction)
+bandwidth = maybe | st.integers(min_value=0, max_value=12_000_000_000_000).map(Fraction)
+
+
+@given(some_class, st.integers(1, 10**17), area, bandwidth, bandwidth)
+def test_the_largest_flops_stay_under_and_a_hair_more_do_not(
+    asked: tuple[Rule, Class],
+    speed: int,
+    area: Fraction | None,
+    memory: Fraction | None,
+    io: Fraction | None,
+) -> None:
+    rule, one = asked
+    datacentre = one.datacentre is not False
+    under = rule.name == "us-2026-01-case-by-case"
+    for name, bits in rule.bits.items():
+
+        def met(flops: int, name: str = name) -> bool | None:
+            numbers = Measures(
+                speeds={name: Fraction(flops)}, bits=rule.bits, area=area, memory=memory, io=io
+            )
+            return in_class(one, numbers, datacentre=datacentre)
+
+        now = Measures(
+            speeds={name: Fraction(speed)}, bits=rule.bits, area=area, memory=memory, io=io
+        )
+        left = room(one, now, "tpp")
+        if left is None:
+            continue
+        if left.bound is None:
+            # No speed changes the answer: it stays as it is, or nothing helps.
+            if under:
+                assert left.never is None or met(1) is not True
+            elif left.never is None:
+                assert met(speed) is not True and met(10**17) is not True
+            else:
+                assert met(1) is not False
+            continue
+        largest = left.largest_flops(bits)
+        assert largest is not None
+        if under:
+            assert met(largest) is not False and met(largest + 1) is False
+            continue
+        assert met(largest) is False
+        assert met(largest // 2) is False and met(1) is False
+        assert met(largest + 1) is True or (left.unknown and met(largest + 1) is None)
+
+
+@given(some_class, st.integers(0, 10**17), area, bandwidth, bandwidth)
+def test_the_largest_bandwidth_stays_under_and_a_hair_more_does_not(
+    asked: tuple[Rule, Class],
+    speed: int,
+    area: Fraction | None,
+    memory: Fraction | None,
+    io: Fraction | None,
+) -> None:
+    rule, one = asked
+    for varied in ("memory", "io"):
+
+        def met(value: Fraction, varied: str = varied) -> bool | None:
+            numbers = Measures(
+                speeds={"fp8": Fraction(speed)},
+                bits=rule.bits,
+                area=area,
+                memory=value if varied == "memory" else memory,
+                io=value if varied == "io" else io,
+            )
+            return in_class(one, numbers, datacentre=True)
+
+        now = Measures(
+            speeds={"fp8": Fraction(speed)}, bits=rule.bits, area=area, memory=memory, io=io
+        )
+        left = room(one, now, "memory" if varied == "memory" else "io")
+        if left is None:
+            continue
+        if left.largest is None:
+            if rule.name == "us-2026-01-case-by-case":
+                assert met(Fraction(1)) is not True
+            elif left.never is None:
+                assert met(Fraction(10**14)) is not True
+            else:
+                assert met(Fraction(0)) is not False
+            continue
+        if rule.name == "us-2026-01-case-by-case":
+            assert met(Fraction(left.largest)) is True
+            assert met(Fraction(left.largest + 1)) is False
+            continue
+        if left.bound is not None and left.bound > 0:
+            assert met(Fraction(left.largest)) is False or left.unknown
+            after = met(Fraction(left.largest + 1))
+            assert after is True or (left.unknown and after is None)
+
+
+@given(st.integers(1, 10**6), area, st.booleans())
+def test_a_faster_chip_is_never_in_a_milder_class(
+    tpp: int, area: Fraction | None, datacentre: bool
+) -> None:
+    """From no class to .b to .a: more FLOP/s on the same dies never lead back."""
+    rule = rule_of("us-2023-10")
+    order = {(): 0, ("3A090.b",): 1}
+
+    def rank(number: int) -> int | None:
+        numbers = Measures(
+            speeds={"fp8": Fraction(number * 10**12, 8)}, bits=rule.bits, area=area, memory=None,
+            io=None,
+        )  # fmt: skip
+        met = [one for one in rule.class_ if in_class(one, numbers, datacentre=datacentre)]
+        unsure = [
+            one for one in rule.class_ if in_class(one, numbers, datacentre=datacentre) is None
+        ]
+        if unsure:
+            return None
+        return order.get((met[0].name,) if met else (), 2)
+
+    here, there = rank(tpp), rank(2 * tpp)
+    if here is not None and there is not None:
+        assert here <= there
+
+
+def test_room_of_a_known_chip() -> None:
+    now = measures_of(facts.chip("h20"))
+    for rule, index, expected in (("us-2023-10", 0, 4800), ("us-2023-10", 2, 2400)):
+        left = room(rule_of(rule).class_[index], now, "tpp")
+        assert left is not None and left.bound == expected
+    assert left is not None and left.largest_flops(16) == 149_999_999_999_999
+    letters = rule_of("us-2025-04-letters").class_[0]
+    memory, io = room(letters, now, "memory"), room(letters, now, "io")
+    assert memory is not None and memory.largest == 799_999_999_999
+    assert io is not None and io.never is not None
+    # The density decides on small dies: 5.92 x 665.61 mm2.
+    left = room(rule_of("us-2023-10").class_[0], measures_of(facts.chip("ascend-910b4")), "tpp")
+    assert left is not None and left.bound == Fraction("5.92") * Fraction("665.61")
+    unknown = room(rule_of("us-2023-10").class_[0], measures_of(design(tpp=3000)), "tpp")
+    assert unknown is not None and unknown.bound == 1600
+    assert unknown.unknown == ("die area is not known",)
+
+
+def by_hand(chip: Chip, on: str, to: str, hq: str) -> str:
+    """The decision procedure written out by hand, for a buyer and a maker outside China."""
+    found = measures_of(chip)
+    assert found.tpp is not None and found.density is not None
+    assert found.memory is not None and found.io is not None
+    tpp, density = float(found.tpp), float(found.density)
+    memory, io = float(found.memory) / 1e9, float(found.io) / 1e9
+    china, d5 = {"CN", "HK", "MO"}, {"CN", "HK", "MO", "RU", "IR"}
+    if on < "2022-10-21":
+        return "none"
+    if on < "2023-11-17":
+        where = {"CN", "HK"} | ({"MO"} if on >= "2023-01-18" else set())
+        return "denial" if io >= 600 and tpp >= 4800 and to in where else "none"
+    a = tpp >= 4800 or (chip.datacentre and tpp >= 1600 and density >= 5.92)
+    b = chip.datacentre and not a
+    b = b and ((tpp >= 2400 and density >= 1.6) or (tpp >= 1600 and density >= 3.2))
+    reached, elsewhere = to in d5 or hq in d5, to in {"VN", "AE", "KZ"}
+    if a and chip.datacentre:
+        if to in china and on >= "2026-01-15" and tpp < 21000 and memory < 6500:
+            return "case-by-case"
+        return "denial" if reached else "approval" if elsewhere else "none"
+    if a or b:
+        mild = "exception" if on >= "2024-04-04" else "approval"
+        return "notify" if reached else mild if elsewhere else "none"
+    if reached and on >= "2025-04-09" and (memory >= 1400 or io >= 1100 or memory + io >= 1700):
+        return "case-by-case" if on >= "2025-08-11" else "licence"
+    return "none"
+
+
+@given(
+    st.sampled_from([1500, 1600, 2368, 2399, 2400, 3000, 4799, 4800, 15832, 20992, 21000, 36000]),
+    st.sampled_from([270, 400, 500, 749, 750, 814, 1500, 2400]),
+    st.sampled_from([300, 800, 1399, 1400, 4000, 6499, 6500]),
+    st.sampled_from([64, 300, 400, 598, 600, 900, 1100]),
+    st.booleans(),
+    st.dates(day("2022-09-01"), day("2026-07-31")),
+    st.sampled_from(["CN", "HK", "MO", "RU", "IR", "MY", "SG", "VN", "AE", "KZ", "DE"]),
+    st.sampled_from(["CN", "MO", "RU", "MY", "SG", "VN", "AE", "DE"]),
+)
+def test_the_decision_procedure_by_hand(
+    tpp: int, area: int, memory: int, io: int, dc: bool, on: datetime.date, to: str, hq: str
+) -> None:
+    chip = design(tpp=tpp, area=area, memory=memory, io=io, datacentre=dc, vendor="Intel")
+    expected = by_hand(chip, on.isoformat(), to, hq)
+    assert ask(chip, on.isoformat(), to, hq).result == expected
