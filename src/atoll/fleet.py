@@ -193,6 +193,15 @@ class Range(Noun):
     mid: int = Field(ge=0)
     high: int = Field(ge=0)
 
+    @field_validator("low", "mid", "high", mode="before")
+    @classmethod
+    def _is_count(cls, value: object) -> object:
+        if isinstance(value, int) and not 0 <= value <= 2**40:
+            message = "is no number of chips"
+            fix = "a [[delivery]] adds chips and a [[withdrawal]] takes them: both count from 0 up"
+            raise InputError(message, value=value, fix=fix)
+        return value
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if not self.low <= self.mid <= self.high:
@@ -200,7 +209,19 @@ class Range(Noun):
         return self
 
 
-Day = Annotated[date, PlainSerializer(lambda day: day.isoformat(), return_type=str)]
+def sane_day(day: date) -> date:
+    """The day itself; InputError for one that no run of ours has seen or will see."""
+    if not 2000 <= day.year <= 2100:
+        fix = "a day from 2000-01-01 to 2100-12-31, for example 2024-07-01"
+        raise InputError("is no day of this fleet", value=day.isoformat(), fix=fix)
+    return day
+
+
+Day = Annotated[
+    date,
+    AfterValidator(sane_day),
+    PlainSerializer(lambda day: day.isoformat(), return_type=str),
+]
 
 
 class Change(Noun):
@@ -222,6 +243,24 @@ class Change(Noun):
         return value
 
 
+class Failures(Noun):
+    """How often chips fail and how long an island is away then; None: what was published.
+
+    `days` is the mean time between two failures of one chip, whatever makes a run stop for it.
+    """
+
+    mode: Literal["published", "none"] = "published"
+    days: float | None = Field(default=None, gt=0, le=1e6)
+    restart: str | None = None
+
+    @field_validator("restart")
+    @classmethod
+    def _is_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            units.parse_seconds(value)
+        return value
+
+
 class Fleet(Noun):
     """All sites, islands, links, deliveries and withdrawals; the only mixed thing.
 
@@ -236,6 +275,7 @@ class Fleet(Noun):
     link: list[Link] = []
     delivery: list[Change] = []
     withdrawal: list[Change] = []
+    failures: Failures | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -311,6 +351,16 @@ class Fleet(Noun):
             raise self._nothing_left(day)
         _possible_shares(self.shares, left)
         return self.model_copy(update={"island": left, "delivery": [], "withdrawal": []})
+
+    def change_days(self, after: date) -> list[date]:
+        """The days after `after` on which chips arrive or leave, sorted.
+
+        InputError if more is withdrawn on any of them, or before, than is there then.
+        """
+        days = sorted({one.date for one in (*self.delivery, *self.withdrawal)})
+        if days:
+            self._chips_on(days[-1], "mid")
+        return [day for day in days if day > after]
 
     def loose_chips(self, day: date | None = None, *, which: Which = "mid") -> dict[str, int]:
         """Island -> chips on a day that fill no node and are left out of `stock`; no zeros."""
