@@ -28,6 +28,7 @@ from atoll.units import format_count, format_seconds
 
 if TYPE_CHECKING:
     from atoll.plan import Estimate
+    from atoll.planning.calendar import Calendar
     from atoll.planning.planner import Answer
 
 
@@ -35,7 +36,7 @@ TILED = ("step", "speed", "finish")
 """Lines of the headline that stand in large letters above the others."""
 
 
-def report_of(answer: Answer) -> str:
+def report_of(answer: Answer, calendar: Calendar | None = None) -> str:
     """The page as HTML: no script, nothing loaded from anywhere."""
     name = answer.recipe.name
     return page(
@@ -51,6 +52,7 @@ def report_of(answer: Answer) -> str:
                 if name not in TILED
             ),
         ),
+        _calendar(calendar),
         _time(answer),
         _memory(answer),
         _timeline(answer),
@@ -196,6 +198,32 @@ def _map(answer: Answer) -> str:
     captions = [tag("p", escape(caption))] if caption else []
     figure = _figure(_drawn(answer, map_picture), [], *captions)
     return _section("Sites, islands, links", figure)
+
+
+def _calendar(calendar: Calendar | None) -> str:
+    """The islands over time with the tokens, and the periods as a table."""
+    if calendar is None:
+        return ""
+    from atoll.planning.calendar import done_text, drawn_text, shown_periods
+    from atoll.planning.gantt import ABSENT, BUSY, CURVE, SPARE, calendar_picture
+
+    legend = [(BUSY, "chips that take part"), (SPARE, "present, not taking part"),
+              (ABSENT, "not there"), (CURVE, "tokens done")]  # fmt: skip
+    words = f"Done by {done_text(calendar)}."
+    words += f" Drawn: {drawn_text(calendar)}." if calendar.draws is not None else ""
+    caption = (
+        "A row is an island, as high as its chips; below it the tokens, "
+        "with the band between low and high."
+    )
+    figure = _figure(lambda width: calendar_picture(calendar, width), legend, tag("p", caption))
+    head, rows = shown_periods(calendar, most=100)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    notes = [tag("li", escape(note)) for note in calendar.notes]
+    return _section(
+        "As the fleet changes", tag("p", escape(words)), figure,
+        table(head, cells, numbers=tuple(head[3:])),
+        tag("ul", *notes, class_="notes") if notes else "",
+    )  # fmt: skip
 
 
 def _section(title: str, *content: str) -> str:
