@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Any, Literal
@@ -143,7 +143,18 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     if asked.executor == "auto" and free and not unsupported_features(recipe):
         here, _ = problem_of(recipe, fleet, replace(asked, executor="atoll"))
         problem, found = _here_first(here, problem, found)
-    return _answer(recipe, problem, found, asked, skipped, begun)
+    answer = _answer(recipe, problem, found, asked, skipped, begun)
+    later = tuple(_later(fleet, asked.day))
+    return replace(answer, notes=(*answer.notes, *later)) if later else answer
+
+
+def _later(fleet: Fleet, day: date | None) -> Iterator[str]:
+    """A note where the fleet changes after the stock that was planned."""
+    changes = [one.date for one in (*fleet.delivery, *fleet.withdrawal)]
+    if day is None and changes:
+        yield "deliveries and withdrawals are not counted: --from DATE plans the run through them"
+    elif day is not None and any(when > day for when in changes):
+        yield f"step, speed and finish are of the fleet of {day}, as if nothing came or left later"
 
 
 def _search(problem: Problem) -> Found:
@@ -387,7 +398,7 @@ def _answer(
         helps=tuple((what, gain * sequences) for what, gain in helps),
         notes=(
             *([f"only layouts that {asked.tool} can express were tried"] if asked.tool else []),
-            *explain.notes(problem, islands, way, low, high),
+            *explain.notes(islands, way, low, high),
         ),
         executor=executor, executor_why=why, contract=explain.contract_of(islands, way),
         search_seconds=time.perf_counter() - begun,

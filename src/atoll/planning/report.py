@@ -210,11 +210,13 @@ def _calendar(calendar: Calendar | None) -> str:
     legend = [(BUSY, "chips that take part"), (SPARE, "present, not taking part"),
               (ABSENT, "not there"), (CURVE, "tokens done")]  # fmt: skip
     words = f"Done by {done_text(calendar)}."
-    words += f" Drawn: {drawn_text(calendar)}." if calendar.draws is not None else ""
     caption = (
-        "A row is an island, as high as its chips; below it the tokens, "
-        "with the band between low and high."
+        "A row is an island, its height the most chips that it holds. Thin lines: the fewest chips "
+        "at the slow end of a step, and the most at the fast end."
     )
+    if calendar.draws is not None:
+        words += f" Drawn: {drawn_text(calendar)}."
+        caption += " In the time of the orange field 8 of 10 drawn fleets are done."
     figure = _figure(lambda width: calendar_picture(calendar, width), legend, tag("p", caption))
     head, rows = shown_periods(calendar, most=100)
     cells = [[escape(cell) for cell in row] for row in rows]
