@@ -13,13 +13,14 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from atoll import facts, strict, units
 from atoll.digest import digest_of
 from atoll.errors import InputError
 from atoll.model import Count
 from atoll.strict import Noun
+from atoll.supply import Change, Failures, Lease, Which
 
 HERE = "here"
 """The site of islands that name none: the machine that runs the command."""
@@ -142,7 +143,8 @@ class Island(Noun):
 
     A lane computes one grain at a time; `lanes` None means one for each chip. `threads` is of one
     lane and matters for CPUs only. `share` fixes the share, or is where it starts when shares
-    follow speed. An island whose `start` is "dial-in" is started by somebody else.
+    follow speed. An island whose `start` is "dial-in" is started by somebody else. With a `lease`
+    it is there for a time only.
     """
 
     name: Name
@@ -155,6 +157,7 @@ class Island(Noun):
     lanes: Count | None = None
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
+    lease: Lease | None = None
 
     @field_validator("chip", mode="before")
     @classmethod
@@ -174,91 +177,16 @@ class Island(Noun):
         """The number of lanes of the island."""
         return self.num_chips if self.lanes is None else self.lanes
 
+    def is_there(self, day: date) -> bool:
+        """Whether it may be used on a day: always, but for a lease that has not begun or ended."""
+        return self.lease is None or self.lease.holds(day)
+
 
 class Shares(Noun):
     """How grains are split: "auto" follows speed, "fixed" stays, "seeded" changes every step."""
 
     mode: Literal["auto", "fixed", "seeded"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-
-Which = Literal["low", "mid", "high"]
-"""Which end of what is not known exactly."""
-
-
-class Range(Noun):
-    """A number that is not known exactly: low <= mid <= high."""
-
-    low: int = Field(ge=0)
-    mid: int = Field(ge=0)
-    high: int = Field(ge=0)
-
-    @field_validator("low", "mid", "high", mode="before")
-    @classmethod
-    def _is_count(cls, value: object) -> object:
-        if isinstance(value, int) and not 0 <= value <= 2**40:
-            message = "is no number of chips"
-            fix = "a [[delivery]] adds chips and a [[withdrawal]] takes them: both count from 0 up"
-            raise InputError(message, value=value, fix=fix)
-        return value
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low <= self.mid <= self.high:
-            raise InputError("must hold low <= mid <= high", fix="sort the three numbers")
-        return self
-
-
-def sane_day(day: date) -> date:
-    """The day itself; InputError for one that no run of ours has seen or will see."""
-    if not 2000 <= day.year <= 2100:
-        fix = "a day from 2000-01-01 to 2100-12-31, for example 2024-07-01"
-        raise InputError("is no day of this fleet", value=day.isoformat(), fix=fix)
-    return day
-
-
-Day = Annotated[
-    date,
-    AfterValidator(sane_day),
-    PlainSerializer(lambda day: day.isoformat(), return_type=str),
-]
-
-
-class Change(Noun):
-    """Chips that arrive at an island, or are taken away from it, on a day."""
-
-    date: Day = Field(examples=["2024-07-01"])
-    island: str
-    count: Range
-
-    @field_validator("date", mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        # JSON has no dates, so a fleet inside run.json holds them as text.
-        if isinstance(value, str):
-            try:
-                return date.fromisoformat(value)
-            except ValueError:
-                raise InputError("is no date", value=value, fix="write 2024-07-01") from None
-        return value
-
-
-class Failures(Noun):
-    """How often chips fail and how long an island is away then; None: what was published.
-
-    `days` is the mean time between two failures of one chip, whatever makes a run stop for it.
-    """
-
-    mode: Literal["published", "none"] = "published"
-    days: float | None = Field(default=None, gt=0, le=1e6)
-    restart: str | None = None
-
-    @field_validator("restart")
-    @classmethod
-    def _is_time(cls, value: str | None) -> str | None:
-        if value is not None:
-            units.parse_seconds(value)
-        return value
 
 
 class Fleet(Noun):
@@ -334,7 +262,7 @@ class Fleet(Noun):
                 raise InputError(message, file=file, key=key, value=0, fix=fix)
 
     def stock(self, day: date | None = None, *, which: Which = "mid") -> Fleet:
-        """The fleet as it stands on a day: deliveries and withdrawals until then are applied.
+        """The fleet as it stands on a day: deliveries, withdrawals, leases until then are applied.
 
         Without a day nothing is applied. "low" counts what is delivered low and what is withdrawn
         high, "high" the other way round; "low" ends at no chips. Chips that fill no node are left
@@ -343,7 +271,9 @@ class Fleet(Noun):
         """
         chips = self._chips_on(day, which)
         islands = [
-            island.model_copy(update={"nodes": chips[island.name] // island.chips_per_node})
+            island.model_copy(
+                update={"nodes": chips[island.name] // island.chips_per_node, "lease": None}
+            )
             for island in self.island
         ]
         left = [island for island in islands if island.nodes]
@@ -353,14 +283,16 @@ class Fleet(Noun):
         return self.model_copy(update={"island": left, "delivery": [], "withdrawal": []})
 
     def change_days(self, after: date) -> list[date]:
-        """The days after `after` on which chips arrive or leave, sorted.
+        """The days after `after` on which chips arrive or leave, leases begin or end, sorted.
 
         InputError if more is withdrawn on any of them, or before, than is there then.
         """
         days = sorted({one.date for one in (*self.delivery, *self.withdrawal)})
         if days:
             self._chips_on(days[-1], "mid")
-        return [day for day in days if day > after]
+        leases = (one.lease for one in self.island if one.lease is not None)
+        days += [day for lease in leases for day in (lease.start, lease.end) if day is not None]
+        return sorted({day for day in days if day > after})
 
     def loose_chips(self, day: date | None = None, *, which: Which = "mid") -> dict[str, int]:
         """Island -> chips on a day that fill no node and are left out of `stock`; no zeros."""
@@ -389,13 +321,18 @@ class Fleet(Noun):
                 raise InputError(message, key=key, value=count.mid, fix=fix)
             chips[name] = max(0, chips[name] - getattr(count, withdrawn))
             likely[name] -= count.mid
-        return chips
+        gone = [one.name for one in self.island if day is not None and not one.is_there(day)]
+        return chips | dict.fromkeys(gone, 0)
 
     def _nothing_left(self, day: date | None) -> InputError:
         """The error for a fleet without a node on a day."""
         message = "no island has a whole node" + ("" if day is None else f" on {day}")
         coming = [one.date for one in self.delivery if day is None or one.date > day]
-        if coming:
+        starts = (one.lease.start for one in self.island if one.lease is not None)
+        leases = [one for one in starts if one is not None and day is not None and one > day]
+        if leases and min(leases) < min(coming, default=date.max):
+            fix = f"a lease begins on {min(leases)}: name that day or a later one"
+        elif coming:
             fix = f"the first delivery is on {min(coming)}: name that day or a later one"
             if day is not None and min(coming) > min(one.date for one in self.delivery):
                 fix = f"the next delivery is on {min(coming)}"

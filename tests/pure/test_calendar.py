@@ -15,7 +15,7 @@ from tests.pure.test_plan_command import RECIPE
 from atoll.cli import main
 from atoll.errors import InputError
 from atoll.facts.failures import rate_of
-from atoll.fleet import Failures, Fleet, Range
+from atoll.fleet import Fleet
 from atoll.planning.calendar import Calendar, as_json, calendar_of, run_through, shown_periods
 from atoll.planning.draws import Draws, draw, support, triangle, triangle_of
 from atoll.planning.gantt import calendar_picture, used_on
@@ -24,6 +24,7 @@ from atoll.planning.planner import Asked, plan
 from atoll.planning.report import report_of
 from atoll.planning.svg import NARROW, WIDE
 from atoll.recipe import Recipe
+from atoll.supply import Failures, Range
 
 DAY = 86400.0
 START = date(2024, 7, 1)
@@ -437,3 +438,54 @@ def test_more_days_than_any_calendar_has(recipe) -> None:
     assert found.day(1e18) is None and found.day(math.inf) is None and found.day(0.0) == START
     with pytest.raises(InputError):
         Fleet.from_dict({"island": [island()], "failures": {"days": 0}})
+
+
+# ------------------------------------------------------------------ leases
+
+
+def leased(**lease: object) -> Fleet:
+    return fleet(island=[island("a"), {**island("b"), "lease": lease}])
+
+
+def test_a_lease_by_hand(recipe) -> None:
+    stock = leased(start="2024-07-03", end="2024-07-06", price=2.0)
+    days = [date(2024, 7, day) for day in (2, 3, 5, 6)]
+    there = [{one.name for one in stock.stock(day).island} for day in days]
+    assert there == [{"a"}, {"a", "b"}, {"a", "b"}, {"a"}]
+    assert {one.name for one in stock.stock().island} == {"a", "b"}
+    assert stock.change_days(date(2024, 7, 3)) == [date(2024, 7, 6)]
+    assert Fleet.from_dict(json.loads(json.dumps(stock.as_dict()))) == stock
+    found = over_time(recipe, stock)
+    chips = [sum(one.rated.chips.values()) for one in found.mid.periods]
+    assert chips == [32, 64, 32]
+    dollars = [found.lease_dollars(period) for period in found.mid.periods]
+    assert dollars == pytest.approx([0.0, 32 * 2.0 * 72, 0.0])
+    plain = over_time(recipe, fleet())
+    assert plain.mid.done is not None and found.mid.done is not None
+    assert plain.mid.done - 3 * DAY < found.mid.done < plain.mid.done
+    drawn = [draw(calendar, number=200, seed=1).quantile(0.5) for calendar in (plain, found)]
+    assert drawn[1] < drawn[0]
+
+
+def test_a_lease_that_has_not_begun_says_when(recipe) -> None:
+    stock = fleet(island=[{**island(), "lease": {"start": "2024-08-01"}}])
+    with pytest.raises(InputError) as caught:
+        stock.stock(START)
+    assert "a lease begins on 2024-08-01" in str(caught.value.fix)
+
+
+LEASES = [
+    ("{ start = 2024-07-03, end = 2024-07-03 }", ["island[0].lease.end", "ends before"]),
+    ("{ start = 1024-07-03 }", ["island[0].lease.start", "2000-01-01"]),
+    ("{ price = -1 }", ["island[0].lease.price = -1", "at least 0"]),
+]
+
+
+@pytest.mark.parametrize(("lease", "said"), LEASES)
+def test_a_lease_that_cannot_be(capsys, tmp_path, lease, said) -> None:
+    text = FLEET.replace("nodes = 4", f"nodes = 4\nlease = {lease}")
+    assert main(["plan", *files(tmp_path, text), "--from", "2024-07-01"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("atoll: ") == 1
+    for part in ("fleet.toml", *said):
+        assert part in told, told

@@ -341,7 +341,7 @@ def _day(text: str | None) -> date | None:
     except ValueError:
         message = "is no date"
         raise InputError(message, key="--from", value=text, fix="write 2024-07-01") from None
-    from atoll.fleet import sane_day
+    from atoll.supply import sane_day
 
     try:
         return sane_day(day)

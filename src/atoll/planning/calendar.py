@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from atoll import facts
 from atoll.errors import InputError
-from atoll.fleet import Fleet, Which
+from atoll.fleet import Fleet
 from atoll.planning.goodput import Goodput, goodput_of
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
 from atoll.recipe import Recipe
+from atoll.supply import Which
 from atoll.units import format_count, parse_watts
 
 if TYPE_CHECKING:
@@ -142,6 +143,15 @@ class Calendar:
         """Low (earliest), mid and high (latest) day of the last step; None: never."""
         ends: dict[str, Which] = {"low": "high", "mid": "mid", "high": "low"}
         return {name: self.day(self.courses[which].done) for name, which in ends.items()}
+
+    def lease_dollars(self, period: Period) -> float:
+        """What all chips of leased islands cost in a period, by the prices of their leases."""
+        hourly = sum(
+            island.lease.price * period.rated.chips.get(island.name, 0)
+            for island in self.rates.fleet.island
+            if island.lease is not None and island.lease.price is not None
+        )
+        return hourly * period.seconds / 3600.0
 
     def day(self, seconds: float | None) -> date | None:
         """The day on which so many seconds since the start fall; None beyond the calendar."""
@@ -351,8 +361,9 @@ def done_text(calendar: Calendar) -> str:
     rents = [period.dollars for period in calendar.mid.periods]
     if rents and all(one is not None for one in rents):
         least, most = (sum(one[end] for one in rents if one is not None) for end in (0, 1))
-        text += f", {format_count(least)} to {format_count(most)} dollars of rent"
-    return text
+        text += f", {format_count(least)} to {format_count(most)} dollars at published rents"
+    leases = sum(calendar.lease_dollars(period) for period in calendar.mid.periods)
+    return text + (f"; leases {format_count(leases)} dollars" if leases else "")
 
 
 def drawn_text(calendar: Calendar) -> str:
@@ -412,5 +423,6 @@ def _plain(calendar: Calendar, period: Period) -> dict[str, Any]:
         },
         "megawatt_hours": period.megawatt_hours,
         "rent_dollars": None if money is None else {"low": money[0], "high": money[1]},
+        "lease_dollars": calendar.lease_dollars(period),
         "why": rated.why,
     }  # fmt: skip

@@ -15,8 +15,9 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from atoll.facts.failures import rate_of
-from atoll.fleet import Failures, Fleet, Range
+from atoll.fleet import Fleet
 from atoll.planning.planner import problem_of
+from atoll.supply import Failures, Range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,12 +106,13 @@ def draw(calendar: Calendar, *, number: int, seed: int) -> Draws:
             break
         begin = (day - start).days * DAY
         end = (days[index + 1] - start).days * DAY if index + 1 < len(days) else math.inf
-        rate = _rates(rates, chips[open_], peaks, drawn, open_)
+        there = np.array([float(one.is_there(day)) for one in fleet.island])
+        rate = _rates(rates, chips[open_] * there, peaks, drawn, open_)
         left = (calendar.tokens - tokens[open_]) / np.maximum(rate.raw, 1e-300)
         rate_now = rate.raw * _stays(random, rate, np.minimum(left, end - begin), drawn, open_)
         with np.errstate(divide="ignore", over="ignore"):
-            there = begin + (calendar.tokens - tokens[open_]) / rate_now
-        ends[open_] = np.where(there <= end, there, np.inf)
+            over = begin + (calendar.tokens - tokens[open_]) / rate_now
+        ends[open_] = np.where(over <= end, over, np.inf)
         if math.isfinite(end):
             tokens[open_] += rate_now * (end - begin)
     ends.sort()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atoll.facts.failures import rate_of, restart_seconds
-from atoll.fleet import Failures
+from atoll.supply import Failures
 from atoll.units import parse_seconds
 
 if TYPE_CHECKING:

@@ -150,10 +150,9 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
 
 def _later(fleet: Fleet, day: date | None) -> Iterator[str]:
     """A note where the fleet changes after the stock that was planned."""
-    changes = [one.date for one in (*fleet.delivery, *fleet.withdrawal)]
-    if day is None and changes:
-        yield "deliveries and withdrawals are not counted: --from DATE plans the run through them"
-    elif day is not None and any(when > day for when in changes):
+    if day is None and fleet.change_days(date.min):
+        yield "deliveries, withdrawals, leases are not counted: --from DATE plans through them"
+    elif day is not None and fleet.change_days(day):
         yield f"step, speed and finish are of the fleet of {day}, as if nothing came or left later"
 
 
