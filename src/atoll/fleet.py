@@ -302,7 +302,7 @@ class Fleet(Noun):
 
     def _chips_on(self, day: date | None, which: Which) -> dict[str, int]:
         """Island -> chips on a day, whole nodes or not. InputError as `stock`."""
-        withdrawn = {"low": "high", "mid": "mid", "high": "low"}[which]
+        ends: dict[Which, Which] = {"low": "high", "mid": "mid", "high": "low"}
         chips = {island.name: island.num_chips for island in self.island}
         likely = dict(chips)
         changes = [(one.date, False, index, one) for index, one in enumerate(self.delivery)]
@@ -310,17 +310,17 @@ class Fleet(Noun):
         for when, taken, index, change in sorted(changes, key=lambda entry: entry[:3]):
             if day is None or when > day:
                 break
-            name, count = change.island, change.count
+            name, mid = change.island, change.chips("mid")
             if not taken:
-                chips[name] += getattr(count, which)
-                likely[name] += count.mid
+                chips[name] += change.chips(which)
+                likely[name] += mid
                 continue
-            if count.mid > likely[name]:
+            if mid > likely[name]:
                 message = f"more chips than the {likely[name]} that island {name} has on {when}"
                 key, fix = f"withdrawal[{index}].count", f"at most {likely[name]} (mid)"
-                raise InputError(message, key=key, value=count.mid, fix=fix)
-            chips[name] = max(0, chips[name] - getattr(count, withdrawn))
-            likely[name] -= count.mid
+                raise InputError(message, key=key, value=mid, fix=fix)
+            chips[name] = max(0, chips[name] - change.chips(ends[which]))
+            likely[name] -= mid
         gone = [one.name for one in self.island if day is not None and not one.is_there(day)]
         return chips | dict.fromkeys(gone, 0)
 

@@ -75,11 +75,22 @@ Day = Annotated[
 
 
 class Change(Noun):
-    """Chips that arrive at an island, or are taken away from it, on a day."""
+    """Chips that arrive at an island, or are taken away from it, on a day.
+
+    With a `probability` it may not happen at all: "low" of it is none then, "mid" its mid where it
+    is as likely as not.
+    """
 
     date: Day = Field(examples=["2024-07-01"])
     island: str
     count: Range
+    probability: float | None = Field(default=None, gt=0, le=1)
+
+    def chips(self, which: Which) -> int:
+        """The number of chips at one end of what is not known."""
+        likely = 1.0 if self.probability is None else self.probability
+        happens = {"low": likely == 1.0, "mid": likely >= 0.5, "high": True}[which]
+        return int(getattr(self.count, which)) if happens else 0
 
 
 class Lease(Noun):

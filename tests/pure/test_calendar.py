@@ -489,3 +489,38 @@ def test_a_lease_that_cannot_be(capsys, tmp_path, lease, said) -> None:
     assert told.count("atoll: ") == 1
     for part in ("fleet.toml", *said):
         assert part in told, told
+
+
+# ------------------------------------------------------------------ what may not happen
+
+
+@pytest.mark.parametrize(
+    ("probability", "chips"),
+    [(0.4, [32, 32, 64]), (0.5, [32, 48, 64]), (1.0, [40, 48, 64]), (None, [40, 48, 64])],
+)
+def test_a_delivery_that_may_not_happen(probability, chips) -> None:
+    coming = change("2024-07-03", 8, 16, 32) | ({"probability": probability} if probability else {})
+    stock = fleet(delivery=[coming])
+    day = date(2024, 7, 3)
+    found = [stock.stock(day, which=which).island[0].num_chips for which in ("low", "mid", "high")]
+    assert found == chips
+
+
+def test_a_withdrawal_that_may_not_happen(capsys, tmp_path) -> None:
+    stock = fleet(withdrawal=[change("2024-07-03", 8, 16, 24) | {"probability": 0.3}])
+    day = date(2024, 7, 3)
+    found = [stock.stock(day, which=which).island[0].num_chips for which in ("low", "mid", "high")]
+    assert found == [8, 32, 32]
+    text = FLEET.replace("count =", "probability = 1.5\ncount =")
+    assert main(["plan", *files(tmp_path, text), "--from", "2024-07-01"]) == 2
+    assert "delivery[0].probability = 1.5: must be at most 1" in capsys.readouterr().err
+
+
+def test_what_comes_in_three_of_ten_draws_moves_three_of_ten(recipe) -> None:
+    coming = change("2024-07-02", 320, 320, 320) | {"probability": 0.3}
+    found = over_time(recipe, fleet(delivery=[coming]))
+    drawn, plain = (draw(one, number=2000, seed=1) for one in (found, over_time(recipe, fleet())))
+    soon = sum(end < 0.6 * plain.quantile(0.5) for end in drawn.ends) / 2000
+    assert soon == pytest.approx(0.3, abs=0.04)
+    # The other seven are as they were: nine tenths of all are six of those seven.
+    assert drawn.quantile(0.9) == pytest.approx(plain.quantile(6 / 7), rel=0.03)

@@ -1,9 +1,10 @@
 """Draws: many fleets as they may come, and when the run would be done on each.
 
 A count that is not known exactly is drawn from the triangle over its low, mid and high, each by
-itself; the speed of all plans from the range of a step, which holds 80 % of published runs, once a
-fleet; failures by their rate, which is drawn from its range too. A stock is planned at few points
-of every period only; in between tokens a second go straight in the peak of the chips.
+itself, and whether it comes at all by its probability; the speed of all plans from the range of a
+step, which holds 80 % of published runs, once a fleet; failures by their rate, which is drawn from
+its range too. A stock is planned at few points of every period only; in between tokens a second go
+straight in the peak of the chips.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from atoll.facts.failures import rate_of
 from atoll.fleet import Fleet
 from atoll.planning.planner import problem_of
-from atoll.supply import Failures, Range
+from atoll.supply import Change, Failures, Range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +88,7 @@ def draw(calendar: Calendar, *, number: int, seed: int) -> Draws:
     random = np.random.default_rng(seed)
     changes = _changes(fleet)
     drawn = _Drawn(
-        counts=np.array([triangle(random.random(number), one[2]) for one in changes]),
+        counts=np.array([_counts(random, one[2], number) for one in changes]),
         speed=random.standard_normal(number),
         failures=triangle_of(random.random(number), *_failure_range(fleet.failures)),
     )
@@ -119,12 +120,20 @@ def draw(calendar: Calendar, *, number: int, seed: int) -> Draws:
     return Draws(seed=seed, ends=tuple(map(float, ends)), plans=len(rates.known) - before)
 
 
-def _changes(fleet: Fleet) -> list[tuple[date, int, Range, int]]:
-    """(day, +1 or -1, count, index of the island), of one day deliveries first."""
+def _changes(fleet: Fleet) -> list[tuple[date, int, Change, int]]:
+    """(day, +1 or -1, change, index of the island), of one day deliveries first."""
     places = {one.name: index for index, one in enumerate(fleet.island)}
-    found = [(one.date, 1, one.count, places[one.island]) for one in fleet.delivery]
-    found += [(one.date, -1, one.count, places[one.island]) for one in fleet.withdrawal]
+    found = [(one.date, 1, one, places[one.island]) for one in fleet.delivery]
+    found += [(one.date, -1, one, places[one.island]) for one in fleet.withdrawal]
     return sorted(found, key=lambda change: (change[0], -change[1]))
+
+
+def _counts(random: np.random.Generator, change: Change, number: int) -> Floats:
+    """Chips of a change, drawn: 0 where it does not happen."""
+    counts = triangle(random.random(number), change.count)
+    if change.probability is not None:
+        counts = counts * (random.random(number) < change.probability)
+    return counts
 
 
 def triangle(uniform: Floats, count: Range) -> Floats:
