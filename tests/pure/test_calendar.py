@@ -524,3 +524,16 @@ def test_what_comes_in_three_of_ten_draws_moves_three_of_ten(recipe) -> None:
     assert soon == pytest.approx(0.3, abs=0.04)
     # The other seven are as they were: nine tenths of all are six of those seven.
     assert drawn.quantile(0.9) == pytest.approx(plain.quantile(6 / 7), rel=0.03)
+
+
+def test_a_larger_stock_keeps_the_faster_plan_of_a_smaller_one(recipe) -> None:
+    stock = fleet(delivery=[change("2024-07-11", 32, 32, 32)])
+    found = over_time(recipe, stock)
+    rates = found.rates
+    small, large = rates.of({"a": 32}), rates.of({"a": 64})
+    assert small.rate() < large.rate() and large.used > small.used
+    # As if the search had missed what the second half is good for.
+    rates.known[(64,)] = replace(large, answer=None, goodput=None, why="nothing found")
+    kept = rates.of({"a": 64})
+    assert kept.answer is small.answer and kept.rate() == small.rate()
+    assert kept.present == 64 and kept.present - kept.used >= 32

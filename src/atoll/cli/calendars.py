@@ -68,9 +68,9 @@ def show(found: Calendar, console: Console) -> None:
 
     head, rows = shown_periods(found, most=ROWS)
     console.print("\n[dim]as the fleet changes[/]")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for name in head:
-        side: Any = "left" if name in ("from", "to", "computing") else "right"
+        side: Any = "left" if name in ("until", "computing") else "right"
         table.add_column(name, justify=side, no_wrap=name != "computing")
     for row in rows:
         table.add_row(*row)

@@ -321,7 +321,7 @@ def _watts(period: Period, fleet: Fleet, site: str) -> float:
     return total
 
 
-HEAD = ("from", "to", "computing", "chips", "idle", "tokens/s", "goodput", "done", "low", "high")
+HEAD = ("until", "computing", "chips", "idle", "tokens/s", "goodput", "done", "low", "high")
 """Columns of the table of periods; the last three are tokens by the period's end."""
 
 
@@ -340,14 +340,14 @@ def _row(calendar: Calendar, period: Period) -> list[str]:
     rated = period.rated
     low, mid, high = (calendar.courses[which].tokens_at(period.end) for which in WHICH)
     done = [format_count(tokens) for tokens in (mid, low, high)]
-    begin, end = (str(calendar.day(at) or "never") for at in (period.begin, period.end))
+    end = str(calendar.day(period.end) or "never")
     if rated.answer is None or rated.goodput is None:
-        return [begin, end, rated.why, "0", f"{rated.present:,}", "0", "-", *done]
+        return [end, rated.why, "0", f"{rated.present:,}", "0", "-", *done]
     names = ", ".join(one.island.name for one in rated.answer.islands)
     idle = f"{rated.present - rated.used:,}"
     speed = format_count(rated.answer.tokens_per_second.mid)
     good = f"{100 * rated.goodput.factor:.1f} %"
-    return [begin, end, names, f"{rated.used:,}", idle, speed, good, *done]
+    return [end, names, f"{rated.used:,}", idle, speed, good, *done]
 
 
 def done_text(calendar: Calendar) -> str:

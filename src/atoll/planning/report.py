@@ -223,7 +223,7 @@ def _calendar(calendar: Calendar | None) -> str:
     notes = [tag("li", escape(note)) for note in calendar.notes]
     return _section(
         "As the fleet changes", tag("p", escape(words)), figure,
-        table(head, cells, numbers=tuple(head[3:])),
+        table(head, cells, numbers=tuple(head[2:])),
         tag("ul", *notes, class_="notes") if notes else "",
     )  # fmt: skip
 
