@@ -386,7 +386,9 @@ def test_the_picture_holds_every_island_and_the_page_is_well_formed(recipe) -> N
         words = " ".join(root.itertext())
         assert "a h20" in words and "b h20" in words and "2024-07-01" in words
     answer = plan(recipe, stock, Asked(day=START))
-    ElementTree.fromstring(report_of(answer, found).removeprefix("<!DOCTYPE html>\n"))
+    page = report_of(answer, found)
+    ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    assert f"<b>{found.done_by()['mid']}</b><span>done by" in page
     period = found.mid.periods[0]
     assert used_on(period, "a") + used_on(period, "b") == period.rated.used
     assert json.dumps(as_json(found))
@@ -537,3 +539,12 @@ def test_a_larger_stock_keeps_the_faster_plan_of_a_smaller_one(recipe) -> None:
     kept = rates.of({"a": 64})
     assert kept.answer is small.answer and kept.rate() == small.rate()
     assert kept.present == 64 and kept.present - kept.used >= 32
+
+
+def test_what_does_not_fit_yet_says_when_the_fleet_changes(capsys, tmp_path) -> None:
+    small = FLEET.replace("nodes = 4", "nodes = 1").replace("per_node = 8", "per_node = 1")
+    paths = files(tmp_path, small)
+    assert main(["plan", *paths, "--from", "2024-07-01"]) == 1
+    told = capsys.readouterr().err
+    assert "the model fits on no island" in told and "--from 2024-07-11 plans" in told
+    assert main(["plan", *paths, "--from", "2024-07-11", "--draws", "0"]) == 0

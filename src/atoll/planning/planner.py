@@ -136,7 +136,8 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     try:
         found = _search(problem)
     except DoesNotFit as misfit:
-        raise no_plan(misfit) from None
+        coming = fleet.change_days(asked.day) if asked.day is not None else []
+        raise no_plan(misfit, later=coming[0] if coming else None) from None
     if asked.tool is not None and len(found.best.names) == 1 < len(problem.places):
         found = _alone(recipe, asked.tool, problem, found)
     free = not asked.only and asked.tool is None
@@ -312,8 +313,11 @@ def _corrector(
     return correct
 
 
-def no_plan(misfit: DoesNotFit) -> NoPlan:
-    """The error for a model that fits nowhere: how much too large on which chip, and the fix."""
+def no_plan(misfit: DoesNotFit, *, later: date | None = None) -> NoPlan:
+    """The error for a model that fits nowhere: how much too large on which chip, and the fix.
+
+    `later` is the next day on which the fleet changes, if it does.
+    """
     if not misfit.misfits:
         return NoPlan("no layout divides this model on any island of the fleet")
     lines = []
@@ -331,6 +335,8 @@ def no_plan(misfit: DoesNotFit) -> NoPlan:
     if nodes is not None:
         fix += f"; or more nodes: it fits from {nodes} nodes on {name} on"
         fix += f" (now {places[name].island.nodes})"
+    if later is not None:
+        fix += f"; the fleet changes on {later}: --from {later} plans what is there then"
     return NoPlan("the model fits on no island\n  " + "\n  ".join([*lines, fix]))
 
 

@@ -43,7 +43,7 @@ def report_of(answer: Answer, calendar: Calendar | None = None) -> str:
         f"Plan of {name}",
         tag("h1", f"Plan of {escape(name)}"),
         tag("p", _summary(answer), class_="dim"),
-        tag("div", *_tiles(answer), class_="tiles"),
+        tag("div", *_tiles(answer, calendar), class_="tiles"),
         tag(
             "dl",
             *(
@@ -81,7 +81,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _tiles(answer: Answer) -> list[str]:
+def _tiles(answer: Answer, calendar: Calendar | None) -> list[str]:
     """The numbers that a reader looks for."""
     step, rate = answer.step_seconds, answer.tokens_per_second
     finish, days = answer.finish_seconds, answer.finish_days()
@@ -89,12 +89,16 @@ def _tiles(answer: Answer) -> list[str]:
     ends = f"done after {spans[1]} ({spans[0]} to {spans[2]})"
     if days is not None:
         ends = f"done, {spans[1]} from {answer.day or 'today'} ({days[0]} to {days[2]})"
+    last = str(days[1]) if days is not None else spans[1]
+    if calendar is not None:
+        first, last, late = (str(day or "never") for day in calendar.done_by().values())
+        ends = f"done by, as the fleet changes and chips fail ({first} to {late})"
     step_range = f"{format_seconds(step.low)} to {format_seconds(step.high)}, {step.basis}"
     rate_range = f"{format_count(rate.low)} to {format_count(rate.high)}"
     shown = [
         (format_seconds(step.mid), f"a step ({step_range})"),
         (format_count(rate.mid), f"tokens a second ({rate_range})"),
-        (str(days[1]) if days is not None else spans[1], ends),
+        (last, ends),
         (f"{100.0 * answer.mfu:.1f} %", "of the chips' peak (MFU)"),
         (f"{answer.chips:,}", f"chips on {_count(len(answer.islands), 'island')}"),
     ]
