@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from atoll import facts, strict, units
 from atoll.digest import digest_of
@@ -21,6 +21,7 @@ from atoll.errors import InputError
 from atoll.facts import countries
 from atoll.model import Count
 from atoll.strict import Noun
+from atoll.supply import Change, Failures, Lease, Which
 
 HERE = "here"
 """The site of islands that name none: the machine that runs the command."""
@@ -160,7 +161,8 @@ class Island(Noun):
 
     A lane computes one grain at a time; `lanes` None means one for each chip. `threads` is of one
     lane and matters for CPUs only. `share` fixes the share, or is where it starts when shares
-    follow speed. An island whose `start` is "dial-in" is started by somebody else.
+    follow speed. An island whose `start` is "dial-in" is started by somebody else. With a `lease`
+    it is there for a time only.
     """
 
     name: Name
@@ -173,6 +175,7 @@ class Island(Noun):
     lanes: Count | None = None
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
+    lease: Lease | None = None
 
     @field_validator("chip", mode="before")
     @classmethod
@@ -192,52 +195,16 @@ class Island(Noun):
         """The number of lanes of the island."""
         return self.num_chips if self.lanes is None else self.lanes
 
+    def is_there(self, day: date) -> bool:
+        """Whether it may be used on a day: always, but for a lease that has not begun or ended."""
+        return self.lease is None or self.lease.holds(day)
+
 
 class Shares(Noun):
     """How grains are split: "auto" follows speed, "fixed" stays, "seeded" changes every step."""
 
     mode: Literal["auto", "fixed", "seeded"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-
-Which = Literal["low", "mid", "high"]
-"""Which end of what is not known exactly."""
-
-
-class Range(Noun):
-    """A number that is not known exactly: low <= mid <= high."""
-
-    low: int = Field(ge=0)
-    mid: int = Field(ge=0)
-    high: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low <= self.mid <= self.high:
-            raise InputError("must hold low <= mid <= high", fix="sort the three numbers")
-        return self
-
-
-Day = Annotated[date, PlainSerializer(lambda day: day.isoformat(), return_type=str)]
-
-
-class Change(Noun):
-    """Chips that arrive at an island, or are taken away from it, on a day."""
-
-    date: Day = Field(examples=["2024-07-01"])
-    island: str
-    count: Range
-
-    @field_validator("date", mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        # JSON has no dates, so a fleet inside run.json holds them as text.
-        if isinstance(value, str):
-            try:
-                return date.fromisoformat(value)
-            except ValueError:
-                raise InputError("is no date", value=value, fix="write 2024-07-01") from None
-        return value
 
 
 class Fleet(Noun):
@@ -254,6 +221,7 @@ class Fleet(Noun):
     link: list[Link] = []
     delivery: list[Change] = []
     withdrawal: list[Change] = []
+    failures: Failures | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -312,7 +280,7 @@ class Fleet(Noun):
                 raise InputError(message, file=file, key=key, value=0, fix=fix)
 
     def stock(self, day: date | None = None, *, which: Which = "mid") -> Fleet:
-        """The fleet as it stands on a day: deliveries and withdrawals until then are applied.
+        """The fleet as it stands on a day: deliveries, withdrawals, leases until then are applied.
 
         Without a day nothing is applied. "low" counts what is delivered low and what is withdrawn
         high, "high" the other way round; "low" ends at no chips. Chips that fill no node are left
@@ -321,7 +289,9 @@ class Fleet(Noun):
         """
         chips = self._chips_on(day, which)
         islands = [
-            island.model_copy(update={"nodes": chips[island.name] // island.chips_per_node})
+            island.model_copy(
+                update={"nodes": chips[island.name] // island.chips_per_node, "lease": None}
+            )
             for island in self.island
         ]
         left = [island for island in islands if island.nodes]
@@ -329,6 +299,18 @@ class Fleet(Noun):
             raise self._nothing_left(day)
         _possible_shares(self.shares, left)
         return self.model_copy(update={"island": left, "delivery": [], "withdrawal": []})
+
+    def change_days(self, after: date) -> list[date]:
+        """The days after `after` on which chips arrive or leave, leases begin or end, sorted.
+
+        InputError if more is withdrawn on any of them, or before, than is there then.
+        """
+        days = sorted({one.date for one in (*self.delivery, *self.withdrawal)})
+        if days:
+            self._chips_on(days[-1], "mid")
+        leases = (one.lease for one in self.island if one.lease is not None)
+        days += [day for lease in leases for day in (lease.start, lease.end) if day is not None]
+        return sorted({day for day in days if day > after})
 
     def loose_chips(self, day: date | None = None, *, which: Which = "mid") -> dict[str, int]:
         """Island -> chips on a day that fill no node and are left out of `stock`; no zeros."""
@@ -338,7 +320,7 @@ class Fleet(Noun):
 
     def _chips_on(self, day: date | None, which: Which) -> dict[str, int]:
         """Island -> chips on a day, whole nodes or not. InputError as `stock`."""
-        withdrawn = {"low": "high", "mid": "mid", "high": "low"}[which]
+        ends: dict[Which, Which] = {"low": "high", "mid": "mid", "high": "low"}
         chips = {island.name: island.num_chips for island in self.island}
         likely = dict(chips)
         changes = [(one.date, False, index, one) for index, one in enumerate(self.delivery)]
@@ -346,24 +328,29 @@ class Fleet(Noun):
         for when, taken, index, change in sorted(changes, key=lambda entry: entry[:3]):
             if day is None or when > day:
                 break
-            name, count = change.island, change.count
+            name, mid = change.island, change.chips("mid")
             if not taken:
-                chips[name] += getattr(count, which)
-                likely[name] += count.mid
+                chips[name] += change.chips(which)
+                likely[name] += mid
                 continue
-            if count.mid > likely[name]:
+            if mid > likely[name]:
                 message = f"more chips than the {likely[name]} that island {name} has on {when}"
                 key, fix = f"withdrawal[{index}].count", f"at most {likely[name]} (mid)"
-                raise InputError(message, key=key, value=count.mid, fix=fix)
-            chips[name] = max(0, chips[name] - getattr(count, withdrawn))
-            likely[name] -= count.mid
-        return chips
+                raise InputError(message, key=key, value=mid, fix=fix)
+            chips[name] = max(0, chips[name] - change.chips(ends[which]))
+            likely[name] -= mid
+        gone = [one.name for one in self.island if day is not None and not one.is_there(day)]
+        return chips | dict.fromkeys(gone, 0)
 
     def _nothing_left(self, day: date | None) -> InputError:
         """The error for a fleet without a node on a day."""
         message = "no island has a whole node" + ("" if day is None else f" on {day}")
         coming = [one.date for one in self.delivery if day is None or one.date > day]
-        if coming:
+        starts = (one.lease.start for one in self.island if one.lease is not None)
+        leases = [one for one in starts if one is not None and day is not None and one > day]
+        if leases and min(leases) < min(coming, default=date.max):
+            fix = f"a lease begins on {min(leases)}: name that day or a later one"
+        elif coming:
             fix = f"the first delivery is on {min(coming)}: name that day or a later one"
             if day is not None and min(coming) > min(one.date for one in self.delivery):
                 fix = f"the next delivery is on {min(coming)}"

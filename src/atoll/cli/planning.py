@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atoll.cli import launching
+from atoll.cli import calendars, launching
 from atoll.cli.output import Json, note, print_json, wide_console
 from atoll.errors import InputError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from atoll.facts.rules import Rule
+    from atoll.planning.calendar import Calendar
     from atoll.planning.planner import Answer, Asked
 
 RecipeFile = Annotated[
@@ -41,8 +42,8 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="DATE",
-        help="The first day (2024-07-01): the fleet as it stands then, deliveries and "
-        "withdrawals applied. Today, and no deliveries, if not given.",
+        help="The first day (2024-07-01): the fleet as it stands then, and how it grows and "
+        "shrinks after it (docs/calendar.md). Today, and no deliveries, if not given.",
         show_default=False,
     ),
 ]
@@ -171,6 +172,8 @@ def plan(  # long: one parameter a flag
     rules: Rules = None,
     no_rules: NoRules = None,
     hq: Headquarters = None,
+    draws: calendars.Draws = 1000,
+    seed: calendars.Seed = 1,
     json: Json = False,
 ) -> int:
     """Find out which chips, laid out how, are done when.
@@ -206,22 +209,24 @@ def plan(  # long: one parameter a flag
         wanted = launching.Wanted(launcher=emit, to=to, island=island, save=save, report=report)
         return _launch(recipe, set_ or [], fleet, asked, wanted=wanted, json=json)
     answer = _found(recipe, set_ or [], fleet, asked)
-    files = _written(answer, save=save, report=report, emit=emit, to=to, island=island)
-    _tell(answer, files, json=json)
+    course = calendars.find(answer, fleet, asked, draws=draws, seed=seed)
+    files = _written(answer, course, save=save, report=report, emit=emit, to=to, island=island)
+    _tell(answer, course, files, json=json)
     for path in (save, report, *files):
         if path is not None:
             note(f"wrote {path}")
     return 0
 
 
-def _tell(answer: Answer, files: list[Path], *, json: bool) -> None:
+def _tell(answer: Answer, course: Calendar | None, files: list[Path], *, json: bool) -> None:
     """The answer as an object, or for a person."""
     if not json:
-        _show(answer)
+        _show(answer, course)
         return
     from atoll.planning.explain import as_json
 
-    print_json(as_json(answer) | {"files": [str(path) for path in files]})
+    names = {"files": [str(path) for path in files]}
+    print_json(as_json(answer) | calendars.as_json(course) | names)
 
 
 def _launch(
@@ -282,13 +287,14 @@ def _found(recipe: Path, changes: list[str], fleet: Path, asked: Asked) -> Answe
     try:
         return find(read, stock, asked)
     except InputError as fault:
-        if fault.file is None and (fault.key or "").startswith(("island[", "site[")):
+        if fault.file is None and (fault.key or "").startswith(("island[", "site[", "withdrawal[")):
             fault.file = str(fleet)
         raise
 
 
 def _written(
     answer: Answer,
+    course: Calendar | None,
     *,
     save: Path | None,
     report: Path | None,
@@ -303,7 +309,7 @@ def _written(
     if report is not None:
         from atoll.planning.report import report_of
 
-        page = report_of(answer)
+        page = report_of(answer, course)
     if emit is not None and to is not None:
         from atoll.planning.emit import emit as write_files
 
@@ -380,10 +386,17 @@ def _day(text: str | None) -> date | None:
     if text is None:
         return None
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
         message = "is no date"
         raise InputError(message, key="--from", value=text, fix="write 2024-07-01") from None
+    from atoll.supply import sane_day
+
+    try:
+        return sane_day(day)
+    except InputError as fault:
+        fault.key = "--from"
+        raise
 
 
 def _require_writable(*paths: Path | None) -> None:
@@ -394,7 +407,7 @@ def _require_writable(*paths: Path | None) -> None:
             raise InputError(why, file=path, fix="name a file in a folder that exists")
 
 
-def _show(answer: Answer) -> None:
+def _show(answer: Answer, course: Calendar | None = None) -> None:
     """The answer on one screen."""
     from rich.table import Table
 
@@ -412,6 +425,8 @@ def _show(answer: Answer) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    if course is not None:
+        calendars.show(course, console)
     for title, lines in (
         ("what would help", [f"{what}: +{gain:,.0f} tokens/s" for what, gain in answer.helps[:5]]),
         ("why not", [f"{one.what}: {one.why}" for one in answer.rejected[:9]]),

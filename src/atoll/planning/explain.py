@@ -84,9 +84,7 @@ def contract_of(islands: Sequence[IslandAnswer], way: Way) -> str:
     return "bitwise"
 
 
-def notes(
-    problem: Problem, islands: Sequence[IslandAnswer], way: Way, low: float, high: float
-) -> Iterator[str]:
+def notes(islands: Sequence[IslandAnswer], way: Way, low: float, high: float) -> Iterator[str]:
     """What a reader should know before believing the numbers."""
     for one in islands:
         chip = facts.chip(one.island.chip)
@@ -103,8 +101,6 @@ def notes(
     if high / low > WIDE:
         yield f"the step may take {low:.2f} to {high:.2f} of what is printed"
     yield "no failure, checkpoint or restart is counted in the finish"
-    if problem.fleet.delivery or problem.fleet.withdrawal:
-        yield "deliveries and withdrawals after the first day are not counted"
 
 
 def rejected(problem: Problem, found: Found) -> list[LeftOut]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Any, Literal
@@ -148,14 +148,25 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     try:
         found = _search(problem)
     except DoesNotFit as misfit:
-        raise no_plan(misfit) from None
+        coming = fleet.change_days(asked.day) if asked.day is not None else []
+        raise no_plan(misfit, later=coming[0] if coming else None) from None
     if asked.tool is not None and len(found.best.names) == 1 < len(problem.places):
         found = _alone(recipe, asked.tool, problem, found)
     free = not asked.only and asked.tool is None
     if asked.executor == "auto" and free and not unsupported_features(recipe):
         here, _ = problem_of(recipe, fleet, replace(asked, executor="atoll"))
         problem, found = _here_first(here, problem, found)
-    return _answer(recipe, problem, found, asked, skipped, begun)
+    answer = _answer(recipe, problem, found, asked, skipped, begun)
+    later = tuple(_later(fleet, asked.day))
+    return replace(answer, notes=(*answer.notes, *later)) if later else answer
+
+
+def _later(fleet: Fleet, day: date | None) -> Iterator[str]:
+    """A note where the fleet changes after the stock that was planned."""
+    if day is None and fleet.change_days(date.min):
+        yield "deliveries, withdrawals, leases are not counted: --from DATE plans through them"
+    elif day is not None and fleet.change_days(day):
+        yield f"step, speed and finish are of the fleet of {day}, as if nothing came or left later"
 
 
 def _search(problem: Problem) -> Found:
@@ -318,8 +329,11 @@ def _corrector(
     return correct
 
 
-def no_plan(misfit: DoesNotFit) -> NoPlan:
-    """The error for a model that fits nowhere: how much too large on which chip, and the fix."""
+def no_plan(misfit: DoesNotFit, *, later: date | None = None) -> NoPlan:
+    """The error for a model that fits nowhere: how much too large on which chip, and the fix.
+
+    `later` is the next day on which the fleet changes, if it does.
+    """
     if not misfit.misfits:
         return NoPlan("no layout divides this model on any island of the fleet")
     lines = []
@@ -337,6 +351,8 @@ def no_plan(misfit: DoesNotFit) -> NoPlan:
     if nodes is not None:
         fix += f"; or more nodes: it fits from {nodes} nodes on {name} on"
         fix += f" (now {places[name].island.nodes})"
+    if later is not None:
+        fix += f"; the fleet changes on {later}: --from {later} plans what is there then"
     return NoPlan("the model fits on no island\n  " + "\n  ".join([*lines, fix]))
 
 
@@ -404,7 +420,7 @@ def _answer(
         notes=(
             *([f"only layouts that {asked.tool} can express were tried"] if asked.tool else []),
             *asked.placed(problem.fleet).notes,
-            *explain.notes(problem, islands, way, low, high),
+            *explain.notes(islands, way, low, high),
         ),
         executor=executor, executor_why=why, contract=explain.contract_of(islands, way),
         search_seconds=time.perf_counter() - begun,

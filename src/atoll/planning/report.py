@@ -28,6 +28,7 @@ from atoll.units import format_count, format_seconds
 
 if TYPE_CHECKING:
     from atoll.plan import Estimate
+    from atoll.planning.calendar import Calendar
     from atoll.planning.planner import Answer
 
 
@@ -35,14 +36,14 @@ TILED = ("step", "speed", "finish")
 """Lines of the headline that stand in large letters above the others."""
 
 
-def report_of(answer: Answer) -> str:
+def report_of(answer: Answer, calendar: Calendar | None = None) -> str:
     """The page as HTML: no script, nothing loaded from anywhere."""
     name = answer.recipe.name
     return page(
         f"Plan of {name}",
         tag("h1", f"Plan of {escape(name)}"),
         tag("p", _summary(answer), class_="dim"),
-        tag("div", *_tiles(answer), class_="tiles"),
+        tag("div", *_tiles(answer, calendar), class_="tiles"),
         tag(
             "dl",
             *(
@@ -51,6 +52,7 @@ def report_of(answer: Answer) -> str:
                 if name not in TILED
             ),
         ),
+        _calendar(calendar),
         _time(answer),
         _memory(answer),
         _timeline(answer),
@@ -79,7 +81,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _tiles(answer: Answer) -> list[str]:
+def _tiles(answer: Answer, calendar: Calendar | None) -> list[str]:
     """The numbers that a reader looks for."""
     step, rate = answer.step_seconds, answer.tokens_per_second
     finish, days = answer.finish_seconds, answer.finish_days()
@@ -87,12 +89,16 @@ def _tiles(answer: Answer) -> list[str]:
     ends = f"done after {spans[1]} ({spans[0]} to {spans[2]})"
     if days is not None:
         ends = f"done, {spans[1]} from {answer.day or 'today'} ({days[0]} to {days[2]})"
+    last = str(days[1]) if days is not None else spans[1]
+    if calendar is not None:
+        first, last, late = (str(day or "never") for day in calendar.done_by().values())
+        ends = f"done by, as the fleet changes and chips fail ({first} to {late})"
     step_range = f"{format_seconds(step.low)} to {format_seconds(step.high)}, {step.basis}"
     rate_range = f"{format_count(rate.low)} to {format_count(rate.high)}"
     shown = [
         (format_seconds(step.mid), f"a step ({step_range})"),
         (format_count(rate.mid), f"tokens a second ({rate_range})"),
-        (str(days[1]) if days is not None else spans[1], ends),
+        (last, ends),
         (f"{100.0 * answer.mfu:.1f} %", "of the chips' peak (MFU)"),
         (f"{answer.chips:,}", f"chips on {_count(len(answer.islands), 'island')}"),
     ]
@@ -196,6 +202,34 @@ def _map(answer: Answer) -> str:
     captions = [tag("p", escape(caption))] if caption else []
     figure = _figure(_drawn(answer, map_picture), [], *captions)
     return _section("Sites, islands, links", figure)
+
+
+def _calendar(calendar: Calendar | None) -> str:
+    """The islands over time with the tokens, and the periods as a table."""
+    if calendar is None:
+        return ""
+    from atoll.planning.calendar import done_text, drawn_text, shown_periods
+    from atoll.planning.gantt import ABSENT, BUSY, CURVE, SPARE, calendar_picture
+
+    legend = [(BUSY, "chips that take part"), (SPARE, "present, not taking part"),
+              (ABSENT, "not there"), (CURVE, "tokens done")]  # fmt: skip
+    words = f"Done by {done_text(calendar)}."
+    caption = (
+        "A row is an island, its height the most chips that it holds. Thin lines: the fewest chips "
+        "at the slow end of a step, and the most at the fast end."
+    )
+    if calendar.draws is not None:
+        words += f" Drawn: {drawn_text(calendar)}."
+        caption += " In the time of the orange field 8 of 10 drawn fleets are done."
+    figure = _figure(lambda width: calendar_picture(calendar, width), legend, tag("p", caption))
+    head, rows = shown_periods(calendar, most=100)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    notes = [tag("li", escape(note)) for note in calendar.notes]
+    return _section(
+        "As the fleet changes", tag("p", escape(words)), figure,
+        table(head, cells, numbers=tuple(head[2:])),
+        tag("ul", *notes, class_="notes") if notes else "",
+    )  # fmt: skip
 
 
 def _section(title: str, *content: str) -> str:

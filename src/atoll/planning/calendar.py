@@ -1,0 +1,428 @@
+"""Calendar: a run on a fleet that grows and shrinks, planned anew at every change.
+
+The recipe decides the bits, so a change of plan costs none: whoever arrives is healed beside the
+steps, and a period may keep the plan of a smaller stock where that is faster. It knows three
+fleets, of low, mid and high deliveries; the doubt between them is drawn in `draws`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from atoll import facts
+from atoll.errors import InputError
+from atoll.fleet import Fleet
+from atoll.planning.goodput import Goodput, goodput_of
+from atoll.planning.planner import Answer, Asked, NoPlan, plan
+from atoll.recipe import Recipe
+from atoll.supply import Which
+from atoll.units import format_count, parse_watts
+
+if TYPE_CHECKING:
+    from atoll.planning.draws import Draws
+
+DAY = 86400.0
+WHICH: tuple[Which, ...] = ("low", "mid", "high")
+
+Curve = list[tuple[float, float]]
+"""Points (seconds since the first day, tokens), straight in between."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rated:
+    """A stock and how fast it computes: tokens a second after failures, or why it does not.
+
+    `chips` is what is there by island; `answer` may be the plan of a smaller stock.
+    """
+
+    chips: Mapping[str, int]
+    answer: Answer | None
+    goodput: Goodput | None
+    why: str = ""
+
+    def rate(self, which: Which = "mid") -> float:
+        """Tokens a second that stay; "low" is slow."""
+        if self.answer is None or self.goodput is None:
+            return 0.0
+        return float(getattr(self.answer.tokens_per_second, which)) * self.goodput.factor
+
+    @property
+    def used(self) -> int:
+        """Chips that take part."""
+        return 0 if self.answer is None else self.answer.chips
+
+    @property
+    def present(self) -> int:
+        """Chips that are there in whole nodes."""
+        return sum(self.chips.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """A time in which the fleet stays as it is: from a day to the next change or to the end."""
+
+    begin: float
+    end: float
+    rated: Rated
+    tokens: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return self.end - self.begin
+
+    @property
+    def megawatt_hours(self) -> float | None:
+        """Energy of the chips that take part by their rated power; None if nobody published it."""
+        watts = 0.0
+        for name, count in self.working().items():
+            power = facts.chip(name).power
+            if power is None:
+                return None
+            watts += count * power.value
+        return watts * self.seconds / 3.6e9
+
+    @property
+    def dollars(self) -> tuple[float, float] | None:
+        """What renting the chips that take part would cost, low and high; None if unknown."""
+        low = high = 0.0
+        for name, count in self.working().items():
+            rent = facts.chip(name).rent
+            if rent is None:
+                return None
+            low += count * rent.low * self.seconds / 3600.0
+            high += count * rent.high * self.seconds / 3600.0
+        return low, high
+
+    def working(self) -> dict[str, int]:
+        """Chip -> how many of it take part."""
+        counts: dict[str, int] = {}
+        for one in self.rated.answer.islands if self.rated.answer is not None else ():
+            chips = one.layout.num_devices // max(1, one.machine.devices_per_chip)
+            counts[one.machine.chip] = counts.get(one.machine.chip, 0) + chips
+        return counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """One fleet over time: its periods, its tokens, when it is done (None: never)."""
+
+    periods: tuple[Period, ...]
+    curve: Curve
+    done: float | None
+
+    def tokens_at(self, seconds: float) -> float:
+        """Tokens that are done by then."""
+        for (a, before), (b, after) in zip(self.curve, self.curve[1:], strict=False):
+            if a <= seconds <= b:
+                return before + (after - before) * (seconds - a) / (b - a) if b > a else after
+        return self.curve[-1][1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calendar:
+    """The run over time; `courses` by deliveries: "low" is few and slow, "high" many and fast."""
+
+    start: date
+    tokens: float
+    courses: Mapping[Which, Course]
+    rates: Rates
+    notes: tuple[str, ...]
+    draws: Draws | None = None
+
+    @property
+    def mid(self) -> Course:
+        """The course of mid deliveries and mid speed."""
+        return self.courses["mid"]
+
+    def done_by(self) -> dict[str, date | None]:
+        """Low (earliest), mid and high (latest) day of the last step; None: never."""
+        ends: dict[str, Which] = {"low": "high", "mid": "mid", "high": "low"}
+        return {name: self.day(self.courses[which].done) for name, which in ends.items()}
+
+    def lease_dollars(self, period: Period) -> float:
+        """What all chips of leased islands cost in a period, by the prices of their leases."""
+        hourly = sum(
+            island.lease.price * period.rated.chips.get(island.name, 0)
+            for island in self.rates.fleet.island
+            if island.lease is not None and island.lease.price is not None
+        )
+        return hourly * period.seconds / 3600.0
+
+    def day(self, seconds: float | None) -> date | None:
+        """The day on which so many seconds since the start fall; None beyond the calendar."""
+        if seconds is None or not math.isfinite(seconds):
+            return None
+        try:
+            begin = datetime(self.start.year, self.start.month, self.start.day)
+            return (begin + timedelta(seconds=seconds)).date()
+        except OverflowError:
+            return None
+
+
+class Rates:
+    """How fast any stock of a fleet computes; each stock is planned once."""
+
+    def __init__(self, recipe: Recipe, fleet: Fleet, asked: Asked) -> None:
+        """For stocks of this fleet; `asked.day` plays no part."""
+        self.recipe, self.fleet, self.asked = recipe, fleet, replace(asked, day=None)
+        self.known: dict[tuple[int, ...], Rated] = {}
+
+    def know(self, answer: Answer) -> None:
+        """A plan that was made before, so that it is not made again."""
+        chips = {one.name: one.num_chips for one in answer.fleet.island}
+        goodput = goodput_of(answer, self.fleet.failures)
+        self.known[self._key(chips)] = Rated(chips=chips, answer=answer, goodput=goodput)
+
+    def of(self, chips: Mapping[str, int]) -> Rated:
+        """The best plan for chips by island; chips that fill no node are left out."""
+        islands = [
+            one.model_copy(update={"nodes": chips.get(one.name, 0) // one.chips_per_node})
+            for one in self.fleet.island
+        ]
+        whole = {one.name: one.num_chips for one in islands if one.nodes}
+        key = self._key(whole)
+        if key not in self.known:
+            left = [one for one in islands if one.nodes]
+            empty: dict[str, Any] = {"island": left, "delivery": [], "withdrawal": []}
+            self.known[key] = self._planned(whole, self.fleet.model_copy(update=empty))
+        return self._best(key)
+
+    def _key(self, chips: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(chips.get(one.name, 0) for one in self.fleet.island)
+
+    def _planned(self, chips: Mapping[str, int], stock: Fleet) -> Rated:
+        if not stock.island:
+            return Rated(chips=chips, answer=None, goodput=None, why="no chips")
+        try:
+            answer = plan(self.recipe, stock, self.asked)
+        except (NoPlan, InputError) as fault:
+            lines = str(fault).splitlines()
+            return Rated(chips=chips, answer=None, goodput=None, why=": ".join(lines[:2]))
+        goodput = goodput_of(answer, self.fleet.failures)
+        return Rated(chips=chips, answer=answer, goodput=goodput)
+
+    def _best(self, key: tuple[int, ...]) -> Rated:
+        """The plan of this stock, or a faster one that was found for a part of it."""
+        own = best = self.known[key]
+        for other, rated in self.known.items():
+            inside = all(a <= b for a, b in zip(other, key, strict=True))
+            if inside and rated.rate() > best.rate():
+                best = rated
+        return own if best is own else replace(best, chips=own.chips)
+
+
+def run_through(
+    total: float, begins: Sequence[float], rates: Iterable[float]
+) -> tuple[Curve, float | None]:
+    """The tokens over time and the second at which `total` is reached, None if it never is.
+
+    Each period has a rate in tokens a second and ends where the next one begins; the last one has
+    no end. No rate is asked for after the end.
+    """
+    tokens, curve = 0.0, [(0.0, 0.0)]
+    ends = [*begins[1:], math.inf]
+    for begin, end, rate in zip(begins, ends, rates, strict=False):
+        if rate > 0 and tokens + rate * (end - begin) >= total:
+            done = begin + (total - tokens) / rate
+            return [*curve, (done, total)], done
+        if math.isfinite(end):
+            tokens += rate * (end - begin)
+            curve.append((end, tokens))
+    return curve, None
+
+
+def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
+    """The run from the day of `answer` on, which is the plan of that day's stock of `fleet`.
+
+    InputError if more is withdrawn on a day than is there.
+    """
+    start = answer.day
+    assert start is not None, "a calendar begins on a day"
+    days = [start, *fleet.change_days(start)]
+    rates = Rates(answer.recipe, fleet, asked)
+    rates.know(answer)
+    tokens = float(answer.steps) * answer.recipe.tokens_per_step
+    courses: dict[Which, Course] = {}
+    for which in WHICH:  # few chips first: what is found for them holds for more of them too
+        courses[which] = _course(rates, days, tokens, which)
+    notes = tuple(_notes(courses["mid"], fleet))
+    return Calendar(start=start, tokens=tokens, courses=courses, rates=rates, notes=notes)
+
+
+def _course(rates: Rates, days: Sequence[date], total: float, which: Which) -> Course:
+    begins = [(day - days[0]).days * DAY for day in days]
+    found: list[Rated] = []
+
+    def each() -> Iterator[float]:
+        for day in days:
+            found.append(rates.of(_chips(rates.fleet, day, which)))
+            yield found[-1].rate(which)
+
+    curve, done = run_through(total, begins, each())
+    periods = []
+    for index, rated in enumerate(found):
+        last = index + 1 == len(days)
+        if last and done is None:
+            break
+        end = done if done is not None and index + 1 == len(found) else begins[index + 1]
+        assert end is not None
+        made = curve[index + 1][1] - curve[index][1]
+        periods.append(Period(begin=begins[index], end=end, rated=rated, tokens=made))
+    return Course(periods=tuple(periods), curve=curve, done=done)
+
+
+def _chips(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
+    """Island -> chips in whole nodes on a day; empty where nothing is left."""
+    try:
+        return {one.name: one.num_chips for one in fleet.stock(day, which=which).island}
+    except InputError:
+        return {}
+
+
+def _notes(course: Course, fleet: Fleet) -> Iterator[str]:
+    """What a reader should know before believing the days."""
+    first = next((one.rated for one in course.periods if one.rated.goodput is not None), None)
+    if first is not None and first.goodput is not None and first.goodput.per_second:
+        good = first.goodput
+        text = (
+            f"failures: one in {good.hours:.1f} h at first, each costs {good.lost:.0f} s: "
+            f"{100 * good.factor:.1f} % of the time computes what stays"
+        )
+        if good.going_on != good.restarting:
+            text += (
+                f" (going on with the other islands, as Atoll does, {100 * good.going_on:.1f} %; "
+                f"restarting from checkpoints {100 * good.restarting:.1f} %)"
+            )
+        yield text
+        if not good.known:
+            yield "nobody published how often these chips fail: the rate of others stands for them"
+    for period in course.periods:
+        for site in fleet.site:
+            need = _watts(period, fleet, site.name)
+            if site.power is not None and need > parse_watts(site.power):
+                begin = f"from day {period.begin / DAY:.0f}"
+                yield f"{site.name}: {begin} its chips need {need / 1e6:.1f} MW of {site.power}"
+    if course.done is None:
+        yield "the run is never done on what is left of the fleet"
+
+
+def _watts(period: Period, fleet: Fleet, site: str) -> float:
+    """Watts of a site's chips, by their rated power; unknown ones count nothing."""
+    total = 0.0
+    for island in fleet.island:
+        power = facts.chip(island.chip).power
+        if island.site == site and power is not None:
+            total += period.rated.chips.get(island.name, 0) * power.value
+    return total
+
+
+HEAD = ("until", "computing", "chips", "idle", "tokens/s", "goodput", "done", "low", "high")
+"""Columns of the table of periods; the last three are tokens by the period's end."""
+
+
+def shown_periods(calendar: Calendar, *, most: int) -> tuple[list[str], list[list[str]]]:
+    """The table of periods as text; of more than `most` the middle is left out."""
+    rows = [_row(calendar, period) for period in calendar.mid.periods]
+    if len(rows) > most:
+        half = most // 2
+        left = len(rows) - 2 * half + 1
+        gap = [f"... {left} more", *[""] * (len(HEAD) - 1)]
+        rows = [*rows[:half], gap, *rows[len(rows) - half + 1 :]]
+    return list(HEAD), rows
+
+
+def _row(calendar: Calendar, period: Period) -> list[str]:
+    rated = period.rated
+    low, mid, high = (calendar.courses[which].tokens_at(period.end) for which in WHICH)
+    done = [format_count(tokens) for tokens in (mid, low, high)]
+    end = str(calendar.day(period.end) or "never")
+    if rated.answer is None or rated.goodput is None:
+        return [end, rated.why, "0", f"{rated.present:,}", "0", "-", *done]
+    names = ", ".join(one.island.name for one in rated.answer.islands)
+    idle = f"{rated.present - rated.used:,}"
+    speed = format_count(rated.answer.tokens_per_second.mid)
+    good = f"{100 * rated.goodput.factor:.1f} %"
+    return [end, names, f"{rated.used:,}", idle, speed, good, *done]
+
+
+def done_text(calendar: Calendar) -> str:
+    """When the run is done, as one line."""
+    low, mid, high = (str(day or "never") for day in calendar.done_by().values())
+    energy = [period.megawatt_hours for period in calendar.mid.periods]
+    text = f"{mid} ({low} to {high}: deliveries and speed at their best and at their worst)"
+    if energy and all(one is not None for one in energy):
+        total = sum(one for one in energy if one is not None)
+        text += f"; {total:,.0f} MWh of chips"
+    rents = [period.dollars for period in calendar.mid.periods]
+    if rents and all(one is not None for one in rents):
+        least, most = (sum(one[end] for one in rents if one is not None) for end in (0, 1))
+        text += f", {format_count(least)} to {format_count(most)} dollars at published rents"
+    leases = sum(calendar.lease_dollars(period) for period in calendar.mid.periods)
+    return text + (f"; leases {format_count(leases)} dollars" if leases else "")
+
+
+def drawn_text(calendar: Calendar) -> str:
+    """What the draws say, as one line."""
+    draws = calendar.draws
+    assert draws is not None
+    days = {name: calendar.day(end) for name, end in draws.quantiles().items()}
+    parts = [
+        f"{name.removeprefix('p')} % by {day}" if day is not None else f"{name[1:]} % never"
+        for name, day in days.items()
+    ]
+    text = f"of {draws.number:,} fleets (seed {draws.seed}) {', '.join(parts)}"
+    return text + (f"; {100 * draws.never:.0f} % are never done" if draws.never else "")
+
+
+def as_json(calendar: Calendar) -> dict[str, Any]:
+    """The keys `done_by` and `calendar` of `atoll plan --json`."""
+    days = {name: _iso(day) for name, day in calendar.done_by().items()}
+    draws = calendar.draws
+    return {
+        "done_by": days,
+        "calendar": {
+            "start": calendar.start.isoformat(),
+            "tokens": calendar.tokens,
+            "periods": [_plain(calendar, period) for period in calendar.mid.periods],
+            "draws": None if draws is None else {
+                "number": draws.number, "seed": draws.seed, "never": draws.never,
+                "plans": draws.plans,
+                **{name: _iso(calendar.day(end)) for name, end in draws.quantiles().items()},
+            },
+            "notes": list(calendar.notes),
+        },
+    }  # fmt: skip
+
+
+def _iso(day: date | None) -> str | None:
+    return None if day is None else day.isoformat()
+
+
+def _plain(calendar: Calendar, period: Period) -> dict[str, Any]:
+    rated, good, money = period.rated, period.rated.goodput, period.dollars
+    answer = rated.answer
+    return {
+        "from": _iso(calendar.day(period.begin)),
+        "to": _iso(calendar.day(period.end)),
+        "chips": dict(rated.chips),
+        "used": rated.used,
+        "idle": rated.present - rated.used,
+        "shares": {} if answer is None else {one.island.name: one.grains for one in answer.islands},
+        "tokens_per_second": 0.0 if answer is None else answer.tokens_per_second.mid,
+        "goodput": None if good is None else good.factor,
+        "goodput_going_on": None if good is None else good.going_on,
+        "goodput_restarting": None if good is None else good.restarting,
+        "tokens": period.tokens,
+        "tokens_by_end": {
+            which: calendar.courses[which].tokens_at(period.end) for which in WHICH
+        },
+        "megawatt_hours": period.megawatt_hours,
+        "rent_dollars": None if money is None else {"low": money[0], "high": money[1]},
+        "lease_dollars": calendar.lease_dollars(period),
+        "why": rated.why,
+    }  # fmt: skip
