@@ -50,6 +50,7 @@ def _money(text: str) -> str:
 
 
 Someday = Annotated[Day, AfterValidator(_near)]
+Label = Annotated[str, Field(min_length=1, max_length=60)]
 Span = Annotated[str, AfterValidator(_days)]
 
 
@@ -83,7 +84,7 @@ class Offer(Window):
     `power_factor`.
     """
 
-    name: Name
+    name: Label
     chip: ChipName
     seller: str = Field(min_length=1, max_length=60)
     site: Name
@@ -141,7 +142,7 @@ class Budget(Window):
     under one at least.
     """
 
-    name: Name
+    name: Label
     amount: Annotated[str, AfterValidator(_money)] = Field(examples=["40 B CNY"])
     place: str = ""
     converts: bool = False
@@ -160,7 +161,7 @@ class Budget(Window):
 class Limit(Noun):
     """A share of the spend at a place that goes to some sellers: at least, or at most."""
 
-    name: Name
+    name: Label
     sellers: list[str] = Field(min_length=1)
     place: str = ""
     at_least: float | None = Field(default=None, ge=0, le=1)
