@@ -219,7 +219,10 @@ class Offers(Noun):
         for index, limit in enumerate(self.limit):
             for seller in limit.sellers:
                 if seller not in sellers:
-                    key, fix = f"limit[{index}].sellers", strict.nearest(seller, sellers, what="sellers")
+                    key, fix = (
+                        f"limit[{index}].sellers",
+                        strict.nearest(seller, sellers, what="sellers"),
+                    )
                     raise InputError("offers nothing here", key=key, value=seller, fix=fix)
         self._require_currencies()
         return self

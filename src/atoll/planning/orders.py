@@ -18,7 +18,17 @@ from typing import Any, Literal
 import numpy as np
 
 from atoll.errors import InputError
-from atoll.planning.programme import DAY, GAP, Case, Column, Group, Programme, Row, Solved, Undecided
+from atoll.planning.programme import (
+    DAY,
+    GAP,
+    Case,
+    Column,
+    Group,
+    Programme,
+    Row,
+    Solved,
+    Undecided,
+)
 from atoll.planning.shortage import NoOrders, explain
 from atoll.planning.what import TOKENS_A_PARAMETER
 
@@ -195,7 +205,9 @@ def _finish(programme: Programme, lots: Any, last: float) -> float | None:
     low, high = start, last
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if tokens_on(programme, lots, middle) >= wanted else (middle, high)
+        low, high = (
+            (low, middle) if tokens_on(programme, lots, middle) >= wanted else (middle, high)
+        )
     return high
 
 

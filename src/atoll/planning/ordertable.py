@@ -10,7 +10,6 @@ from typing import Any
 from atoll.planning.orders import Order, Ordered, Worth, by_budget, largest_model
 from atoll.planning.rates import Rate
 from atoll.planning.shortage import name_of
-from atoll.planning.what import TOKENS_A_PARAMETER
 from atoll.units import format_count
 
 MOST_ROWS = 20
@@ -127,8 +126,7 @@ def notes(told: Told) -> list[str]:
     """What the numbers rest on."""
     answer = told.answer
     lines = [
-        "speeds are the planner's for one island of a chip, linear in the number of chips, and "
-        "added up over islands"
+        "speeds are the planner's for one island of a chip, linear in the number, and added up"
     ]
     if told.together is not None and told.added > 0:
         part = 100 * told.together / told.added
@@ -140,6 +138,11 @@ def notes(told: Told) -> list[str]:
             lines.append(
                 "so these orders will not be done in time as one run: see --at SITE, or rounds"
             )
+    late = [one for one in answer.orders if one.column.arrives >= answer.last]
+    if late:
+        names = ", ".join(dict.fromkeys(one.column.offer.name for one in late))
+        chips = f"{sum(one.chips for one in late):,} chips ({names})"
+        lines.append(f"{chips} arrive only after the end: they are there to meet a limit's share")
     if not answer.orders:
         lines.append("nothing is to be ordered")
     if answer.case.offers.availability == 1.0:
@@ -149,7 +152,9 @@ def notes(told: Told) -> list[str]:
 
 def _by_weight(answer: Ordered) -> list[Worth]:
     """The worths, those first that bring the most if raised by a hundredth of what is there."""
-    sizes: dict[Any, float] = {("budget", one.name): one.number for one in answer.case.offers.budget}
+    sizes: dict[Any, float] = {
+        ("budget", one.name): one.number for one in answer.case.offers.budget
+    }
     sizes |= {("power", site): watts for site, watts in answer.case.power.items()}
     sizes |= {("stock", one.name): float(one.stock) for one in answer.case.offers.offer}
     sizes |= {("pace", one.name): float(one.a_month or 1) for one in answer.case.offers.offer}
@@ -166,7 +171,9 @@ def _worth_text(answer: Ordered, worth: Worth) -> str:
         by, unit = 1e6, f"M {worth.unit}"
     name = name_of(worth.group)
     if answer.goal == "cheapest":
-        return f"{name}: {format_count(by * worth.value)} {answer.case.offers.added_in} less a {unit}"
+        return (
+            f"{name}: {format_count(by * worth.value)} {answer.case.offers.added_in} less a {unit}"
+        )
     more = f"{format_count(by * worth.value)} tokens more a {unit}"
     if answer.goal == "largest" or worth.days is None:
         return f"{name}: {more}"

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ class Programme:
         """Every order that some budget may pay, by offer and step."""
         found = []
         for offer in self.case.offers.offer:
-            for step, (begin, end) in enumerate(zip(self.bounds, self.bounds[1:], strict=False)):
+            for step, (begin, end) in enumerate(pairwise(self.bounds)):
                 ordered = max(begin, offer.since.toordinal() if offer.since else begin)
                 if ordered < end and offer.holds(ordered):
                     column = self._column(offer, step, ordered)
@@ -161,7 +162,7 @@ class Programme:
         usual = self.bounds[step + 1] - self.bounds[step]
         ends = arrives + (units.parse_seconds(offer.term) / DAY if offer.term else usual)
         edges = [arrives, *(day for day in self.bounds if arrives < day < ends), ends]
-        spans = zip(edges, edges[1:], strict=False)
+        spans = pairwise(edges)
         return Column(
             offer=offer, step=step, ordered=ordered, arrives=arrives, ends=ends, currency=currency,
             payments=tuple((a, price * offer.lot * DAY * (b - a)) for a, b in spans),

@@ -73,9 +73,7 @@ def irreducible(programme: Programme, rows: Sequence[Row], last: int) -> list[Gr
     return kept
 
 
-def enough(
-    programme: Programme, rows: Sequence[Row], last: int, group: Group
-) -> float | None:
+def enough(programme: Programme, rows: Sequence[Row], last: int, group: Group) -> float | None:
     """The fewest units by which a group must be loosened, all others as they are; None if no
     number is enough.
     """
@@ -118,9 +116,7 @@ def _together(programme: Programme, rows: Sequence[Row], last: int) -> list[str]
     return ["none alone is enough; together they would be with", *(f"  {one}" for one in told)]
 
 
-def _instead(
-    programme: Programme, rows: Sequence[Row], last: int, wanted: float
-) -> list[str]:
+def _instead(programme: Programme, rows: Sequence[Row], last: int, wanted: float) -> list[str]:
     """What can be had as things are: fewer tokens, or a later day."""
     most, told = programme.most_tokens(rows, last), []
     if most > 0 and wanted:
