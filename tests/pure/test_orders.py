@@ -246,7 +246,7 @@ def test_soonest_and_then_cheapest_as_by_brute_force(case: Case) -> None:
         return
     answer = orders(case)
     assert date.fromordinal(int(answer.last)) == best[0]
-    assert answer.cost == pytest.approx(best[1], rel=1e-4, abs=1e-6)
+    assert answer.cost == pytest.approx(best[1], rel=6e-4, abs=1e-6)
     assert allowed(case, placed(answer))
     assert tokens_by(case, placed(answer), best[0]) >= case.tokens * (1 - 1e-6)
 
@@ -260,7 +260,7 @@ def test_most_by_a_day_as_by_brute_force(case: Case, step: int) -> None:
         return
     most = max(tokens_by(case, c, end) for c in every)
     answer = orders(case, goal="largest", by=end)
-    assert answer.tokens == pytest.approx(most, rel=2e-4)
+    assert answer.tokens == pytest.approx(most, rel=6e-4)
     assert allowed(case, placed(answer))
     assert tokens_by(case, placed(answer), end) == pytest.approx(answer.tokens)
 

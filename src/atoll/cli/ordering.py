@@ -75,7 +75,7 @@ def orders(
     goal: GoalOption = "soonest",
     by: By = None,
     at: At = None,
-    seconds: Seconds = 10.0,
+    seconds: Seconds = 5.0,
     set_: Overrides = None,
     facts: FactsFolder = None,
     json: Json = False,

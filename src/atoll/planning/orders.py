@@ -89,7 +89,7 @@ class Ordered:
 
 
 def orders(
-    case: Case, *, goal: Goal = "soonest", by: date | None = None, seconds: float = 10.0
+    case: Case, *, goal: Goal = "soonest", by: date | None = None, seconds: float = 5.0
 ) -> Ordered:
     """The best orders. InputError for a day that cannot be; `NoOrders` if nothing is enough.
 
@@ -152,14 +152,40 @@ def _cheapest(
     """
     proof, final = "", len(programme.bounds) - 2
     while True:
+        why = "no whole lots are done by {}, although fractions would be"
         enough = [*rows, programme.tokens_row(last)]
-        found = programme.solve(programme.cost, enough, last=last, seconds=seconds)
+        try:
+            found = programme.best(programme.cost, enough, last=last, seconds=seconds)
+        except Undecided:
+            if not later:
+                raise
+            found = _enough(programme, enough, last, seconds)
+            if found is None and last == final:
+                raise
+            why = "whether whole lots are done by {} was not decided in the time"
         if found is not None:
             return last, found, proof or (_proof(programme, rows, last) if later else "")
         if not later or last == final:
             raise explain(programme, rows, last)
         day = date.fromordinal(int(programme.bounds[last + 1]))
-        last, proof = last + 1, f"no whole lots are done by {day}, although fractions would be"
+        last, proof = last + 1, why.format(day)
+
+
+def _enough(programme: Programme, enough: list[Row], last: int, seconds: float) -> Solved | None:
+    """Lots that are enough whatever they cost, where the cheapest were not found in the time: those
+    with the most tokens. The gap is to the cost of the cheapest fractions.
+    """
+    tokens = programme.tokens_by(programme.bounds[last + 1])
+    try:
+        found = programme.best(-tokens, enough[:-1], last=last, seconds=seconds)
+    except Undecided:
+        return None
+    relaxed = programme.solve(programme.cost, enough, last=last, whole=False)
+    if found is None or relaxed is None or programme.violated(found.lots, enough):
+        return None
+    value = float(programme.cost @ found.lots)
+    gap = (value - relaxed.value) / value if value else 0.0
+    return Solved(lots=found.lots, value=value, bound=relaxed.value, gap=gap)
 
 
 def _proof(programme: Programme, rows: Sequence[Row], last: int) -> str:
@@ -183,7 +209,7 @@ def _largest(
     # Money counts so little that all of it together outweighs a fifth of the gap.
     most = programme.most_tokens(rows, last) - programme.case.own_tokens(day)
     weight = 0.2 * GAP * most / -dear.value if dear.value < 0 else 0.0
-    found = programme.solve(weight * programme.cost - tokens, rows, last=last, seconds=seconds)
+    found = programme.best(weight * programme.cost - tokens, rows, last=last, seconds=seconds)
     if found is None:
         raise explain(programme, rows, last, tokens=0.0)
     own = programme.case.own_tokens(day)

@@ -9,6 +9,7 @@ apart is not in here.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,12 @@ from atoll.planning.offers import Budget, Limit, Offer, Offers
 DAY = 86400.0
 GAP = 1e-4
 """Relative gap at which a solve may stop; the proved one is told."""
+
+GOOD = 5e-4
+"""Relative gap at which lots near the best fractions are good enough."""
+
+NEAR = 3.0
+"""Lots by which a first search in whole lots leaves the best fractions."""
 
 Group = tuple[str, str]
 """What rows belong to and can be loosened together: ("budget", name), ("power", site) ..."""
@@ -307,12 +314,13 @@ class Programme:
         whole: bool = True,
         seconds: float = 10.0,
         slack: Sequence[tuple[Group, float]] = (),
+        near: Any = None,
     ) -> Solved | None:
         """The lots for which `least` @ x is least; None if the rows allow none.
 
         Orders after step `last` are not placed. `whole` asks for whole lots. Each `slack` is a
         group that may be loosened, at a cost of so much a unit, and is an entry of `lots` behind
-        the columns. Raises `Undecided` if the time is over before there is any answer.
+        the columns. `near` keeps to lots near these. Raises `Undecided` if the time is over before there is any answer.
         """
         num, extra = len(self.columns), len(slack)
         costs = np.concatenate([least, [price for _, price in slack]])
@@ -327,9 +335,15 @@ class Programme:
         for row, index in alone:
             most = row.high / row.coefs[index]
             upper[index] = min(upper[index], math.floor(most + 1e-9) if whole else most)
+        lower = np.zeros(num + extra)
+        if near is not None:
+            lower[:num] = np.maximum(0.0, np.floor(near) - NEAR)
+            upper[:num] = np.minimum(upper[:num], np.where(near > 1e-6, np.ceil(near) + NEAR, 0.0))
+            lower = np.minimum(lower, upper)
         if (upper < 0).any():
             return None
-        result, scale = _highs(costs, a, high, upper, num if whole else 0, seconds)
+        bounds = (lower, upper)
+        result, scale = _highs(costs, a, high, bounds, num if whole else 0, seconds)
         if result.status == 2:
             return None
         if result.x is None:
@@ -342,6 +356,37 @@ class Programme:
         gap = abs(value - bound) / abs(value) if value else 0.0
         return Solved(lots=lots, value=value, bound=bound, gap=gap)
 
+    def best(
+        self, least: Any, rows: Sequence[Row], *, last: int, seconds: float
+    ) -> Solved | None:
+        """The whole lots for which `least` @ x is least, as `solve`.
+
+        Where lots are small beside what is bought, lots near the best fractions are all but as
+        good, which the fractions themselves prove; only where they are not, all lots are searched.
+        """
+        relaxed = self.solve(least, rows, last=last, whole=False)
+        if relaxed is None:
+            return None
+        begun = time.perf_counter()
+        try:
+            found = self.solve(least, rows, last=last, seconds=0.4 * seconds, near=relaxed.lots)
+        except Undecided:
+            found = None
+        if found is not None:
+            found = _proved(found, relaxed.bound)
+            if found.gap <= GOOD:
+                return found
+        left = max(0.1, seconds - (time.perf_counter() - begun))
+        try:
+            every = self.solve(least, rows, last=last, seconds=left)
+        except Undecided:
+            if found is None:
+                raise
+            return found
+        if every is None or found is None or every.value <= found.value:
+            return every
+        return _proved(found, max(relaxed.bound, every.bound))
+
     def violated(self, lots: Any, rows: Sequence[Row]) -> list[Group]:
         """Groups whose rows the lots break by more than a millionth: a check of the solver."""
         return [
@@ -349,6 +394,12 @@ class Programme:
             for row in rows
             if float(row.coefs @ lots) - row.high > 1e-6 * max(abs(row.high), _largest(row.coefs))
         ]
+
+
+def _proved(found: Solved, bound: float) -> Solved:
+    """A solution with the gap to a bound that is proved elsewhere."""
+    gap = max(0.0, found.value - bound) / abs(found.value) if found.value else 0.0
+    return replace(found, bound=bound, gap=gap)
 
 
 def _largest(coefs: Any) -> float:
@@ -387,7 +438,7 @@ def _matrix(rows: Sequence[Row], num: int, slack: Sequence[Group]) -> tuple[Any,
 
 
 def _highs(
-    costs: Any, a: Any, high: Any, upper: Any, whole: int, seconds: float
+    costs: Any, a: Any, high: Any, bounds: tuple[Any, Any], whole: int, seconds: float
 ) -> tuple[Any, float]:
     """scipy's result and the number by which its objective is to be multiplied."""
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -397,7 +448,7 @@ def _highs(
     result = milp(
         costs / scale,
         integrality=np.arange(len(costs)) < whole,
-        bounds=Bounds(0.0, upper),
+        bounds=Bounds(*bounds),
         constraints=constraints,
         options={"time_limit": seconds, "mip_rel_gap": GAP},
     )
