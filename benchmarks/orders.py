@@ -1,8 +1,8 @@
 """Seconds of `atoll orders` on ten chips at five sites over 24 months, the three goals, five draws.
 
-Claim: less than 10 s each, marginal values included, with a proved gap of at most 0.02 %. Offers
-are drawn at random around real prices; speeds are drawn too, so that the planner's time is not in
-it. `python benchmarks/orders.py`
+Claim: less than 10 s each, marginal values included, with a proved gap of a few tenths of a percent
+at most. Offers are drawn at random around real prices; speeds are drawn too, so that the planner's
+time is not in it. `python benchmarks/orders.py`
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ apart is not in here.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,8 +29,8 @@ GAP = 1e-4
 GOOD = 5e-4
 """Relative gap at which lots near the best fractions are good enough."""
 
-NEAR = 3.0
-"""Lots by which a first search in whole lots leaves the best fractions."""
+NEAR = (3.0, 30.0)
+"""Lots by which first searches in whole lots leave the best fractions."""
 
 Group = tuple[str, str]
 """What rows belong to and can be loosened together: ("budget", name), ("power", site) ..."""
@@ -260,7 +261,7 @@ class Programme:
                 for day in days
             ]
         rows = [
-            Row(group=("stock", offer.name), coefs=offer.lot * one, high=float(offer.stock))
+            Row(group=("stock", offer.name), coefs=offer.lot * one, high=_whole(offer, offer.stock))
             for one in held
         ]
         if offer.a_month is not None:
@@ -270,7 +271,9 @@ class Programme:
                 if here.any():
                     group = ("pace", offer.name)
                     coefs = offer.lot * here
-                    rows.append(Row(group=group, coefs=coefs, high=float(most), give=float(give)))
+                    rows.append(
+                        Row(group=group, coefs=coefs, high=_whole(offer, most), give=float(give))
+                    )
         return rows
 
     def _power(self, site: str, watts: float) -> list[Row]:
@@ -314,13 +317,14 @@ class Programme:
         whole: bool = True,
         seconds: float = 10.0,
         slack: Sequence[tuple[Group, float]] = (),
-        near: Any = None,
+        near: tuple[Any, float] | None = None,
     ) -> Solved | None:
         """The lots for which `least` @ x is least; None if the rows allow none.
 
         Orders after step `last` are not placed. `whole` asks for whole lots. Each `slack` is a
         group that may be loosened, at a cost of so much a unit, and is an entry of `lots` behind
-        the columns. `near` keeps to lots near these. Raises `Undecided` if the time is over before there is any answer.
+        the columns. `near` keeps to lots so near to some. Raises `Undecided` if the time is over
+        before there is any answer.
         """
         num, extra = len(self.columns), len(slack)
         costs = np.concatenate([least, [price for _, price in slack]])
@@ -337,8 +341,9 @@ class Programme:
             upper[index] = min(upper[index], math.floor(most + 1e-9) if whole else most)
         lower = np.zeros(num + extra)
         if near is not None:
-            lower[:num] = np.maximum(0.0, np.floor(near) - NEAR)
-            upper[:num] = np.minimum(upper[:num], np.where(near > 1e-6, np.ceil(near) + NEAR, 0.0))
+            lots, reach = near
+            lower[:num] = np.maximum(0.0, np.floor(lots) - reach)
+            upper[:num] = np.minimum(upper[:num], np.ceil(lots) + reach)
             lower = np.minimum(lower, upper)
         if (upper < 0).any():
             return None
@@ -356,9 +361,7 @@ class Programme:
         gap = abs(value - bound) / abs(value) if value else 0.0
         return Solved(lots=lots, value=value, bound=bound, gap=gap)
 
-    def best(
-        self, least: Any, rows: Sequence[Row], *, last: int, seconds: float
-    ) -> Solved | None:
+    def best(self, least: Any, rows: Sequence[Row], *, last: int, seconds: float) -> Solved | None:
         """The whole lots for which `least` @ x is least, as `solve`.
 
         Where lots are small beside what is bought, lots near the best fractions are all but as
@@ -367,25 +370,24 @@ class Programme:
         relaxed = self.solve(least, rows, last=last, whole=False)
         if relaxed is None:
             return None
-        begun = time.perf_counter()
-        try:
-            found = self.solve(least, rows, last=last, seconds=0.4 * seconds, near=relaxed.lots)
-        except Undecided:
-            found = None
-        if found is not None:
-            found = _proved(found, relaxed.bound)
-            if found.gap <= GOOD:
-                return found
-        left = max(0.1, seconds - (time.perf_counter() - begun))
-        try:
-            every = self.solve(least, rows, last=last, seconds=left)
-        except Undecided:
-            if found is None:
-                raise
-            return found
-        if every is None or found is None or every.value <= found.value:
-            return every
-        return _proved(found, max(relaxed.bound, every.bound))
+        begun, found = time.perf_counter(), list[Solved]()
+        limits = [*((reach, 0.35 * seconds) for reach in NEAR), (None, seconds)]
+        for reach, limit in limits:
+            left = max(0.1, min(limit, seconds - (time.perf_counter() - begun)))
+            near = None if reach is None else (relaxed.lots, reach)
+            with contextlib.suppress(Undecided):
+                again = self.solve(least, rows, last=last, seconds=left, near=near)
+                if again is None and reach is None:
+                    return None
+                if again is not None:
+                    bound = relaxed.bound if reach is not None else again.bound
+                    found.append(_proved(again, max(relaxed.bound, bound)))
+            if any(one.gap <= GOOD for one in found):
+                break
+        if not found:
+            raise Undecided
+        best = min(found, key=lambda one: one.value)
+        return _proved(best, max(one.bound for one in found))
 
     def violated(self, lots: Any, rows: Sequence[Row]) -> list[Group]:
         """Groups whose rows the lots break by more than a millionth: a check of the solver."""
@@ -394,6 +396,11 @@ class Programme:
             for row in rows
             if float(row.coefs @ lots) - row.high > 1e-6 * max(abs(row.high), _largest(row.coefs))
         ]
+
+
+def _whole(offer: Offer, chips: int) -> float:
+    """The chips that whole lots make of so many: what fractions of lots may not exceed either."""
+    return float(chips // offer.lot * offer.lot)
 
 
 def _proved(found: Solved, bound: float) -> Solved:
