@@ -370,6 +370,29 @@ def test_a_share_is_met_by_the_finish_and_not_later() -> None:
     assert {one.column.offer.name for one in answer.orders} == {"a", "b"}
 
 
+def test_a_budget_may_pay_in_another_currency() -> None:
+    content = {
+        "offer": [offer(price="10 USD", stock=9)],
+        "budget": [budget(amount="150 CNY", converts=True)],
+        "exchange_rate": [{"from": "USD", "to": "CNY", "rate": 7.0}],
+    }
+    answer = orders(case_of(offers_of(**content), 1e9), goal="largest", by=date(2025, 4, 1))
+    assert [one.chips for one in answer.orders] == [2]
+    assert answer.spend == (("money", 140.0),) and answer.cost == 140.0
+
+
+def test_what_comes_too_late_is_not_to_be_had_at_any_price() -> None:
+    with pytest.raises(NoOrders, match="at any price") as caught:
+        orders(case_of(offers_of(offer=[offer(lead="200 d")]), 1e9))
+    assert caught.value.groups == ()
+
+
+def test_an_offer_that_no_budget_covers_is_named() -> None:
+    two = [offer(), offer("b", site="johor"), offer("c", **{"from": date(2027, 1, 1)})]
+    case = case_of(offers_of(offer=two, budget=[budget(place="CN")]), DAY)
+    assert orders(case).unusable == ("b", "c")
+
+
 # The files and the command.
 
 

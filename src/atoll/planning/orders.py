@@ -67,7 +67,10 @@ class Worth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ordered:
-    """What to order, and what that comes to. Days are ordinals."""
+    """What to order, and what that comes to. Days are ordinals.
+
+    `unusable` are offers that are out of the calendar, or that no budget covers on the day.
+    """
 
     case: Case
     goal: Goal
@@ -81,6 +84,7 @@ class Ordered:
     bound: float
     proof: str
     worths: tuple[Worth, ...]
+    unusable: tuple[str, ...]
     seconds: float
 
     def finish_day(self) -> date | None:
@@ -247,6 +251,7 @@ def _ordered(
         for column, number in zip(programme.columns, lots, strict=True)
         if number > 0.5
     )
+    usable = {column.offer.name for column in programme.columns}
     spend = tuple((one.name, float(programme.spent(one) @ lots)) for one in case.offers.budget)
     finish = None if goal == "largest" else _finish(programme, lots, day)
     return Ordered(
@@ -254,6 +259,7 @@ def _ordered(
         last=day, finish=finish, tokens=tokens_on(programme, lots, day),
         cost=float(programme.cost @ lots), spend=spend, gap=found.gap, bound=found.bound,
         proof=proof, worths=tuple(worths(programme, goal, lots, last)),
+        unusable=tuple(one.name for one in case.offers.offer if one.name not in usable),
         seconds=time.perf_counter() - begun,
     )  # fmt: skip
 

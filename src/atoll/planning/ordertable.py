@@ -143,6 +143,11 @@ def notes(told: Told) -> list[str]:
         names = ", ".join(dict.fromkeys(one.column.offer.name for one in late))
         chips = f"{sum(one.chips for one in late):,} chips ({names})"
         lines.append(f"{chips} arrive only after the end: they are there to meet a limit's share")
+    if answer.unusable:
+        names = ", ".join(answer.unusable)
+        lines.append(
+            f"never to be had: {names} (out of the calendar, or no budget covers the days)"
+        )
     if not answer.orders:
         lines.append("nothing is to be ordered")
     if answer.case.offers.availability == 1.0:
