@@ -52,7 +52,7 @@ def sane_day(day: date) -> date:
     """The day itself; InputError for one that no run of ours has seen or will see."""
     if not 2000 <= day.year <= 2100:
         fix = "a day from 2000-01-01 to 2100-12-31, for example 2024-07-01"
-        raise InputError("is no day of this fleet", value=day.isoformat(), fix=fix)
+        raise InputError("is no day of our time", value=day.isoformat(), fix=fix)
     return day
 
 

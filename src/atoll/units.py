@@ -54,6 +54,9 @@ WATTS: Mapping[str, Fraction] = {
     "GW": Fraction(10**9),
 }
 
+_MONEY = re.compile(
+    r"\s*([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,2})?)\s*([KMBT]?)\s+([A-Z]{3})\s*", re.ASCII
+)
 _QUANTITY = re.compile(r"\s*([+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d{1,2})?)\s*([A-Za-z/]*)\s*", re.ASCII)
 
 
@@ -88,6 +91,30 @@ def parse_flops(text: str) -> float:
 def parse_watts(text: str) -> float:
     """Watts: "30 MW" -> 3e7. Raises InputError."""
     return float(_parse(text, WATTS, "power", "30 MW"))
+
+
+def parse_money(text: str) -> tuple[float, str]:
+    """ "40 B CNY" -> (4e10, "CNY"): a number, K M B or T, three capitals. Raises InputError."""
+    fix = 'write a number and a currency of three capitals, for example "40 B CNY"'
+    if not isinstance(text, str):
+        raise InputError("an amount of money needs a currency", value=text, fix=fix)
+    match = _MONEY.fullmatch(text)
+    if match is None:
+        raise InputError("is no amount of money", value=text, fix=fix)
+    number = Fraction(match[1]) * COUNTS[match[2] or ""]
+    if number < 0:
+        raise InputError("an amount of money is not negative", value=text, fix=fix)
+    return float(number), match[3]
+
+
+def parse_rent(text: str) -> tuple[float, str]:
+    """Money a second: "3.6 USD/h" -> (0.001, "USD"). Raises InputError."""
+    amount, slash, unit = text.partition("/") if isinstance(text, str) else (text, "", "")
+    if not slash or unit.strip() not in SECONDS:
+        fix = 'write money a time, for example "2.95 USD/h"'
+        raise InputError("is no rent", value=text, fix=fix)
+    number, currency = parse_money(amount)
+    return number / float(SECONDS[unit.strip()]), currency
 
 
 def format_bytes(number: float) -> str:

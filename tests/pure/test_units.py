@@ -156,3 +156,24 @@ def test_other_numbers_for_people() -> None:
     assert units.format_count(1_500_000_000) == "1.5 B"
     assert units.format_count(7) == "7"
     assert units.format_rate(1.48e14, "FLOP/s") == "148 TFLOP/s"
+
+
+def test_money_has_a_currency() -> None:
+    assert units.parse_money("40 B CNY") == (4e10, "CNY")
+    assert units.parse_money("120000 CNY") == (120000.0, "CNY")
+    assert units.parse_money("1.5M USD") == (1.5e6, "USD")
+    assert units.parse_rent("3.6 USD/h") == (0.001, "USD")
+
+
+@pytest.mark.parametrize(
+    "text", ["40", "40 B", "CNY", "40 cny", "-1 CNY", "1 CNY/h", "1e999 CNY", 7]
+)
+def test_what_is_no_money(text: object) -> None:
+    with pytest.raises(InputError, match="money"):
+        units.parse_money(text)
+
+
+@pytest.mark.parametrize("text", ["40 CNY", "40 CNY/chip", "CNY/h", "-4 CNY/h", None])
+def test_what_is_no_rent(text: object) -> None:
+    with pytest.raises(InputError):
+        units.parse_rent(text)

@@ -12,6 +12,7 @@ from atoll.cli import (
     ledgers,
     measuring,
     models,
+    ordering,
     planning,
     runs,
     validating,
@@ -49,6 +50,8 @@ def atoll(
         print(context.get_help())
 
 
-for _module in (runs, ledgers, watching, models, fleets, measuring, chips, planning, validating):
+for _module in (
+    *(runs, ledgers, watching, models, fleets, measuring, chips, planning, ordering, validating),
+):
     for _command in _module.COMMANDS:
         app.command(_command.__name__.removesuffix("_"))(_command)

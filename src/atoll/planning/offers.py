@@ -1,0 +1,293 @@
+"""Offers: what can be bought or leased when, with which money, under which limits.
+
+The nouns of an offers file and its strict loading. Money is text with a currency ("120000 CNY",
+"2.95 USD/h"), a lead time text with a unit. Nothing is decided here: that is `orders`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from atoll import facts, strict, units
+from atoll.errors import InputError
+from atoll.fleet import ChipName, Name, Network
+from atoll.strict import Noun
+from atoll.supply import Day
+
+LONGEST_LEAD = 3650.0
+"""Days: a lead time above ten years is a slip of the pen."""
+
+
+def _days(text: str) -> str:
+    if units.parse_seconds(text) > LONGEST_LEAD * 86400:
+        fix = f'at most {LONGEST_LEAD:.0f} d, for example "45 d"'
+        raise InputError("is longer than ten years", value=text, fix=fix)
+    return text
+
+
+def _watts(text: str) -> str:
+    if units.parse_watts(text) == 0:
+        raise InputError("must be more than 0", value=text, fix='for example "700 W"')
+    return text
+
+
+def _money(text: str) -> str:
+    units.parse_money(text)
+    return text
+
+
+Label = Annotated[str, Field(min_length=1, max_length=60)]
+Span = Annotated[str, AfterValidator(_days)]
+
+
+class Window(Noun):
+    """The days from `since` ("from" in the file) to `until`, both counted; None is open."""
+
+    since: Day | None = Field(default=None, alias="from")
+    until: Day | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.since is not None and self.until is not None and self.until < self.since:
+            fix = f"a day from {self.since} on"
+            raise InputError("ends before it begins", key="until", value=str(self.until), fix=fix)
+        return self
+
+    def holds(self, day: float) -> bool:
+        """Whether a day (an ordinal, with a fraction) lies in the window."""
+        after = self.since is None or day >= self.since.toordinal()
+        return after and (self.until is None or day < self.until.toordinal() + 1)
+
+
+class Offer(Window):
+    """Chips of one kind that a seller would deliver to a site.
+
+    `price` is of one chip: money to buy it ("120000 CNY"), money a time to lease it ("2.95
+    USD/h"). `stock` is all chips there are; of a lease, all at a time. `a_month` limits what the
+    seller takes orders for in a month. An order is of whole lots, is placed in the window, and
+    arrives after `lead`; a lease then lasts `term`, a step of the file if none is given. `power` is
+    of one chip with all that it needs around it; without it the chip's own, times the file's
+    `power_factor`.
+    """
+
+    name: Label
+    chip: ChipName
+    seller: str = Field(min_length=1, max_length=60)
+    site: Name
+    kind: Literal["buy", "lease"] = "buy"
+    price: str = Field(examples=["120000 CNY"])
+    stock: int = Field(ge=1, le=10**8)
+    a_month: int | None = Field(default=None, ge=1, le=10**8)
+    lead: Span = "0 d"
+    lot: int = Field(default=1, ge=1, le=10**6)
+    term: Span | None = None
+    power: Annotated[str, AfterValidator(_watts)] | None = None
+    network: Network | None = None
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        number, _ = self.money()
+        if number == 0:
+            fix = "what costs nothing belongs into the fleet's [[delivery]]"
+            raise InputError("a price is more than 0", key="price", value=self.price, fix=fix)
+        if self.lot > self.stock:
+            fix = f"a lot of at most {self.stock}, or a larger stock"
+            raise InputError("is more than the stock", key="lot", value=self.lot, fix=fix)
+        if self.a_month is not None and self.lot > self.a_month:
+            fix = f"a lot of at most {self.a_month}, or more a month"
+            raise InputError("is more than a month's", key="lot", value=self.lot, fix=fix)
+        if self.term is not None and self.kind == "buy":
+            fix = 'leave it out, or write kind = "lease"'
+            raise InputError("what is bought has no term", key="term", value=self.term, fix=fix)
+        if self.term is not None and units.parse_seconds(self.term) < 86400:
+            raise InputError("a lease lasts a day or more", key="term", value=self.term)
+        return self
+
+    def money(self) -> tuple[float, str]:
+        """(number, currency) of one chip; of a lease, of one chip a second."""
+        try:
+            return (units.parse_rent if self.kind == "lease" else units.parse_money)(self.price)
+        except InputError as fault:
+            fault.key = "price"
+            if self.kind == "buy" and "/" in self.price:
+                fault.fix = 'a price to buy: "120000 CNY"; or write kind = "lease"'
+            raise
+
+    @property
+    def lead_days(self) -> float:
+        """Days from an order to its chips."""
+        return units.parse_seconds(self.lead) / 86400
+
+
+class Budget(Window):
+    """The most that may be spent in one currency at a place in a window.
+
+    `place` is a country or a site, "" anywhere. With `converts`, payments in other currencies
+    count too, at the exchange rates. A payment must lie under every budget that covers it, and
+    under one at least.
+    """
+
+    name: Label
+    amount: Annotated[str, AfterValidator(_money)] = Field(examples=["40 B CNY"])
+    place: str = ""
+    converts: bool = False
+
+    @property
+    def number(self) -> float:
+        """The amount."""
+        return units.parse_money(self.amount)[0]
+
+    @property
+    def currency(self) -> str:
+        """The currency of the amount."""
+        return units.parse_money(self.amount)[1]
+
+
+class Limit(Noun):
+    """A share of the spend at a place that goes to some sellers: at least, or at most."""
+
+    name: Label
+    sellers: list[str] = Field(min_length=1)
+    place: str = ""
+    at_least: float | None = Field(default=None, ge=0, le=1)
+    at_most: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.at_least is None) == (self.at_most is None):
+            fix = "write at_least = 0.6 or at_most = 0.4"
+            raise InputError("a limit holds one of at_least and at_most", fix=fix)
+        return self
+
+
+class ExchangeRate(Noun):
+    """So many of the currency `to` are one of the currency `of` ("from" in the file)."""
+
+    of: str = Field(alias="from", pattern=r"^[A-Z]{3}$", examples=["USD"])
+    to: str = Field(pattern=r"^[A-Z]{3}$", examples=["CNY"])
+    rate: float = Field(gt=0, le=1e9)
+
+
+class Offers(Noun):
+    """An offers file: the months from `start`, offers, budgets, limits, exchange rates.
+
+    Orders are placed once a step of `step_months`. `availability` is the part of the time in which
+    chips compute; `currency` is the one in which all is added up, the first budget's if not given.
+    """
+
+    FILE_KEYS = ("schema",)
+
+    start: Day = Field(examples=["2025-01-01"])
+    months: int = Field(default=24, ge=1, le=120)
+    step_months: int = Field(default=1, ge=1, le=12)
+    availability: float = Field(default=1.0, gt=0, le=1)
+    power_factor: float = Field(default=1.0, ge=1, le=10)
+    currency: str | None = Field(default=None, pattern=r"^[A-Z]{3}$")
+    offer: list[Offer] = Field(min_length=1, max_length=500)
+    budget: list[Budget] = Field(min_length=1, max_length=100)
+    limit: list[Limit] = Field(default=[], max_length=100)
+    exchange_rate: list[ExchangeRate] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for table in ("offer", "budget", "limit"):
+            _unique(table, (one.name for one in getattr(self, table)))
+        if self.months % self.step_months:
+            fix = f"months = {-(-self.months // self.step_months) * self.step_months}"
+            message = f"is no multiple of step_months = {self.step_months}"
+            raise InputError(message, key="months", value=self.months, fix=fix)
+        if self.start.day > 28:
+            fix = "the 1st of the month, say"
+            message = "a month has no such day every time"
+            raise InputError(message, key="start", value=str(self.start), fix=fix)
+        sellers = [one.seller for one in self.offer]
+        for index, limit in enumerate(self.limit):
+            for seller in limit.sellers:
+                if seller not in sellers:
+                    key, fix = (
+                        f"limit[{index}].sellers",
+                        strict.nearest(seller, sellers, what="sellers"),
+                    )
+                    raise InputError("offers nothing here", key=key, value=seller, fix=fix)
+        self._require_currencies()
+        return self
+
+    def _require_currencies(self) -> None:
+        """InputError for a currency that nobody pays in, or that cannot be added up."""
+        known = sorted({one.currency for one in self.budget})
+        rated = {one.of for one in self.exchange_rate} | {one.to for one in self.exchange_rate}
+        converts = any(one.converts for one in self.budget)
+        if self.currency is not None and self.currency not in (*known, *rated):
+            fix = strict.nearest(self.currency, sorted({*known, *rated}), what="currencies")
+            raise InputError("no budget is in it", key="currency", value=self.currency, fix=fix)
+        for index, offer in enumerate(self.offer):
+            _, currency = offer.money()
+            key = f"offer[{index}].price"
+            if currency not in known and not (converts and currency in rated):
+                fix = strict.nearest(currency, known, what="currencies of budgets")
+                message = f"no budget pays in {currency}"
+                raise InputError(message, key=key, value=offer.price, fix=fix)
+            self.rate(currency, self.added_in, key=key)
+
+    @property
+    def added_in(self) -> str:
+        """The currency in which all is added up."""
+        return self.currency or self.budget[0].currency
+
+    def rate(self, of: str, to: str, *, key: str | None = None) -> float:
+        """So many of `to` are one of `of`. InputError if no exchange rate says so."""
+        if of == to:
+            return 1.0
+        for one in self.exchange_rate:
+            if (one.of, one.to) == (of, to):
+                return one.rate
+            if (one.of, one.to) == (to, of):
+                return 1.0 / one.rate
+        fix = f'[[exchange_rate]] from = "{of}", to = "{to}", rate = ...'
+        raise InputError(f"no exchange rate from {of} to {to}", key=key, fix=fix)
+
+    def boundaries(self) -> list[float]:
+        """The first day of each step as an ordinal, and the day after the last step."""
+        days = []
+        for passed in range(0, self.months + 1, self.step_months):
+            years, month = divmod(self.start.month - 1 + passed, 12)
+            days.append(float(date(self.start.year + years, month + 1, self.start.day).toordinal()))
+        return days
+
+    @classmethod
+    def load(cls, path: Path | str) -> Offers:
+        """The offers in a TOML file; chips of one's own are looked for beside it. InputError."""
+        data = strict.load_toml(path)
+        offers = data.get("offer")
+        if isinstance(offers, list):
+            data["offer"] = [_with_chip_file(one, Path(path).parent) for one in offers]
+        return cls.from_dict(data, file=path)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], *, file: Path | str | None = None) -> Offers:
+        """The offers in plain tables. InputError as `load`."""
+        return strict.validate(cls, strict.take_schema(data, file=file or "offers"), file=file)
+
+
+def _with_chip_file(offer: Any, folder: Path) -> Any:
+    """A table of an offer with the path of a chip as it is from anywhere."""
+    chip = offer.get("chip") if isinstance(offer, dict) else None
+    if isinstance(chip, str) and facts.is_chip_file(chip) and "\0" not in chip:
+        return {**offer, "chip": str((folder / chip).resolve())}
+    return offer
+
+
+def _unique(what: str, names: Iterable[str]) -> None:
+    """InputError for a name that is there twice."""
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            key, fix = f"{what}[{index}].name", f"give each {what} its own name"
+            raise InputError(f"there is another {what} of this name", key=key, value=name, fix=fix)
+        seen.add(name)

@@ -1,0 +1,241 @@
+"""Order table: what `orders` found, as lines and a table for people and an object for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from atoll.planning.orders import Order, Ordered, Worth, by_budget, largest_model
+from atoll.planning.rates import Rate
+from atoll.planning.shortage import name_of
+from atoll.units import format_count
+
+MOST_ROWS = 20
+"""Rows of the table; where there are more orders, an offer is one row."""
+
+MOST_LINES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """An answer with what else is told: rates by offer, FLOP of a token, the planner's own tokens a
+    second of the whole fleet that comes out (None: not asked, or no plan).
+    """
+
+    answer: Ordered
+    rates: Mapping[str, Rate]
+    flops_a_token: float
+    together: float | None
+
+    @property
+    def added(self) -> float:
+        """Tokens a second of the same chips, added up one by one; availability is not in it."""
+        answer = self.answer
+        day = (answer.last if answer.finish is None else answer.finish) - 1e-6
+        speed = sum(one.speed for one in answer.case.own if one.day <= day)
+        for order in answer.orders:
+            if order.column.is_there(day):
+                speed += order.chips * answer.case.speed[order.column.offer.name]
+        return speed
+
+
+def headline(told: Told) -> list[tuple[str, str]]:
+    """What a reader wants first, a line each: (name, text)."""
+    answer, offers = told.answer, told.answer.case.offers
+    final = date.fromordinal(int(answer.last))
+    lines = []
+    if answer.goal == "largest":
+        flops, size, tokens = largest_model(answer, told.flops_a_token)
+        dense = f"{format_count(size)} parameters on {format_count(tokens)} tokens"
+        lines.append(("largest", f"a dense model of {dense} by {final} ({flops:.3g} FLOP)"))
+    else:
+        day = answer.finish_day()
+        done = f"{format_count(answer.case.tokens)} tokens"
+        lines.append(("finish", f"{day}: {done}" if day else f"within a millionth by {final}"))
+    lines.append(("cost", f"{format_count(answer.cost)} {offers.added_in} in all"))
+    for name, spent, amount, currency in by_budget(answer):
+        of = f"{format_count(spent)} of {format_count(amount)} {currency}"
+        part = f" ({100 * spent / amount:.1f} %)" if amount else ""
+        lines.append(("budget", f"{name}: {of}{part}"))
+    proved = f"at most {100 * answer.gap:.2g} % from the best, proved by the solver"
+    lines.append(("gap", proved + (f"; {answer.proof}" if answer.proof else "")))
+    return lines
+
+
+def order_rows(answer: Ordered) -> tuple[list[str], list[list[str]]]:
+    """The table of orders: names of columns, and a row each."""
+    head = ["ordered", "offer", "chip", "from", "site", "chips", "price", "cost", "there"]
+    if len(answer.orders) <= MOST_ROWS:
+        return head, [_row([one]) for one in answer.orders]
+    by_offer: dict[str, list[Order]] = {}
+    for one in answer.orders:
+        by_offer.setdefault(one.column.offer.name, []).append(one)
+    groups = sorted(by_offer.values(), key=lambda group: group[0].column.ordered)
+    rows = [_row(group) for group in groups[:MOST_ROWS]]
+    if len(groups) > MOST_ROWS:
+        rest = f"and {len(groups) - MOST_ROWS} offers more: --json has them all"
+        rows.append([rest, *[""] * (len(head) - 1)])
+    return head, rows
+
+
+def _row(group: list[Order]) -> list[str]:
+    """Orders of one offer as a row; of a lease, the most chips at a time."""
+    offer, currency = group[0].column.offer, group[0].column.currency
+    first, last = group[0].column, group[-1].column
+    ordered = _day(first.ordered)
+    if len(group) > 1:
+        ordered += f" to {_day(last.ordered)} ({len(group)} x)"
+    if offer.kind == "lease":
+        days = [one.column.arrives for one in group]
+        chips = max(sum(o.chips for o in group if o.column.is_there(d)) for d in days)
+        there = f"{_day(first.arrives)} to {_day(max(one.column.ends for one in group))}"
+    else:
+        chips = sum(one.chips for one in group)
+        there = f"from {_day(first.arrives)}"
+        if len(group) > 1:
+            there += f" to {_day(last.arrives)}"
+    cost = format_count(sum(one.cost for one in group))
+    return [
+        ordered, offer.name, offer.chip, offer.seller, offer.site, f"{chips:,}", offer.price,
+        f"{cost} {currency}", there,
+    ]  # fmt: skip
+
+
+def _day(ordinal: float) -> str:
+    return date.fromordinal(int(ordinal)).isoformat()
+
+
+def sections(told: Told) -> list[tuple[str, list[str]]]:
+    """Titled lists of lines behind the table."""
+    answer = told.answer
+    binding = [_worth_text(answer, one) for one in _by_weight(answer)]
+    if len(binding) > MOST_LINES:
+        rest = f"and {len(binding) - MOST_LINES} more that bind: --json has them all"
+        binding = [*binding[:MOST_LINES], rest]
+    left = [f"{name}: {rate.why}" for name, rate in told.rates.items() if rate.why]
+    return [
+        ("what binds, and what one more unit of it is worth (lots relaxed)", binding),
+        ("left out", left[:MOST_LINES]),
+        ("notes", notes(told)),
+    ]
+
+
+def notes(told: Told) -> list[str]:
+    """What the numbers rest on."""
+    answer = told.answer
+    lines = [
+        "speeds are the planner's for one island of a chip, linear in the number, and added up"
+    ]
+    if told.together is not None and told.added > 0:
+        part = 100 * told.together / told.added
+        lines.append(
+            f"as one fleet over its links the planner gives {format_count(told.together)} tokens/s "
+            f"for these chips: {part:.0f} % of the {format_count(told.added)} added up here"
+        )
+        if part < 80:
+            lines.append(
+                "so these orders will not be done in time as one run: see --at SITE, or rounds"
+            )
+    late = [one for one in answer.orders if one.column.arrives >= answer.last]
+    if late:
+        names = ", ".join(dict.fromkeys(one.column.offer.name for one in late))
+        chips = f"{sum(one.chips for one in late):,} chips ({names})"
+        lines.append(f"{chips} arrive only after the end: they are there to meet a limit's share")
+    if answer.unusable:
+        names = ", ".join(answer.unusable)
+        lines.append(
+            f"never to be had: {names} (out of the calendar, or no budget covers the days)"
+        )
+    if not answer.orders:
+        lines.append("nothing is to be ordered")
+    if answer.case.offers.availability == 1.0:
+        lines.append("no failure, checkpoint or restart is counted: write availability = 0.9, say")
+    return lines
+
+
+def _by_weight(answer: Ordered) -> list[Worth]:
+    """The worths, those first that bring the most if raised by a hundredth of what is there."""
+    sizes: dict[Any, float] = {
+        ("budget", one.name): one.number for one in answer.case.offers.budget
+    }
+    sizes |= {("power", site): watts for site, watts in answer.case.power.items()}
+    sizes |= {("stock", one.name): float(one.stock) for one in answer.case.offers.offer}
+    sizes |= {("pace", one.name): float(one.a_month or 1) for one in answer.case.offers.offer}
+    return sorted(answer.worths, key=lambda one: -one.value * sizes.get(one.group, 1.0))
+
+
+SCALES = {"W": (1e6, "MW"), "of the whole spend": (0.01, "percentage point")}
+
+
+def _worth_text(answer: Ordered, worth: Worth) -> str:
+    """One line: what a unit of something saves or brings."""
+    by, unit = SCALES.get(worth.unit, (1.0, worth.unit))
+    if worth.group[0] == "budget":
+        by, unit = 1e6, f"M {worth.unit}"
+    name = name_of(worth.group)
+    if answer.goal == "cheapest":
+        return (
+            f"{name}: {format_count(by * worth.value)} {answer.case.offers.added_in} less a {unit}"
+        )
+    more = f"{format_count(by * worth.value)} tokens more a {unit}"
+    if answer.goal == "largest" or worth.days is None:
+        return f"{name}: {more}"
+    return f"{name}: {more}, which is {by * worth.days:.3g} days sooner"
+
+
+def as_json(told: Told) -> dict[str, Any]:
+    """The object of `atoll orders --json`."""
+    answer = told.answer
+    flops, size, tokens = largest_model(answer, told.flops_a_token)
+    largest = {"flops": flops, "parameters": size, "tokens": tokens}
+    finish = answer.finish_day()
+    return {
+        "goal": answer.goal,
+        "by": _day(answer.last),
+        "finish": None if finish is None else finish.isoformat(),
+        "tokens": answer.tokens,
+        "largest": largest if answer.goal == "largest" else None,
+        "cost": answer.cost,
+        "currency": answer.case.offers.added_in,
+        "orders": [_plain(one) for one in answer.orders],
+        "spend": [
+            {"budget": name, "spent": spent, "amount": amount, "currency": currency}
+            for name, spent, amount, currency in by_budget(answer)
+        ],
+        "gap": answer.gap,
+        "proof": answer.proof,
+        "worth": [
+            {"what": " ".join(one.group), "unit": one.unit, "value": one.value, "days": one.days}
+            for one in _by_weight(answer)
+        ],
+        "rates": {
+            name: {"tokens_per_second": rate.speed, "asked_for_chips": rate.chips, "why": rate.why}
+            for name, rate in told.rates.items()
+        },
+        "together": told.together,
+        "added": told.added,
+        "notes": notes(told),
+        "solve_seconds": answer.seconds,
+    }
+
+
+def _plain(order: Order) -> dict[str, Any]:
+    """An order for scripts; days as text."""
+    column = order.column
+    return {
+        "ordered": _day(column.ordered),
+        "offer": column.offer.name,
+        "kind": column.offer.kind,
+        "chip": column.offer.chip,
+        "seller": column.offer.seller,
+        "site": column.offer.site,
+        "lots": order.lots,
+        "chips": order.chips,
+        "price": column.offer.price,
+        "cost": order.cost,
+        "currency": column.currency,
+        "arrives": _day(column.arrives),
+        "ends": _day(column.ends) if column.offer.kind == "lease" else None,
+    }

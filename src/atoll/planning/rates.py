@@ -1,0 +1,209 @@
+"""Rates: what a chip of an offer, and the fleet's own chips, do for a recipe.
+
+The planner is asked once for each kind of island at a typical size; the answer is taken to be
+linear in the number of chips, and to add up over islands. `together` asks the planner for the
+whole fleet that came out, and so says how far from the truth that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any
+
+from atoll import facts, units
+from atoll.errors import AtollError, InputError
+from atoll.fleet import HERE, Fleet, Island, Network
+from atoll.planning.offers import Offer, Offers
+from atoll.planning.orders import Ordered
+from atoll.planning.planner import Asked, model_of, plan
+from atoll.planning.programme import Case, OwnChange
+from atoll.planning.work import Shape
+from atoll.recipe import Recipe
+from atoll.strict import nearest
+
+TYPICAL = 4096
+"""Chips of the island of which the planner is asked, where there are as many."""
+
+NODE = 8
+"""Chips a node where the facts do not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Tokens a second of one chip, asked for an island of so many; `why` not, if 0."""
+
+    chips: int
+    speed: float
+    why: str = ""
+
+
+def case_of(
+    recipe: Recipe, fleet: Fleet, offers: Offers, asked: Asked, *, at: str | None = None
+) -> tuple[Case, dict[str, Rate]]:
+    """The case of the solver, and the rate of each offer. `at` counts one site's chips alone.
+
+    InputError for a site, a place or a power that is not known.
+    """
+    _require_places(fleet, offers, at)
+    tokens = float(recipe.total_steps() * recipe.tokens_per_step)
+    known: dict[Any, Rate] = {}
+    chosen = [one for one in offers.offer if at in (None, one.site)]
+    rates = {one.name: _rate(recipe, _island_of(one), asked, known) for one in chosen}
+    useful = [one for one in chosen if rates[one.name].speed > 0]
+    sites = {one.site for one in chosen} | {one.site for one in fleet.island}
+    power = {
+        one.name: units.parse_watts(one.power)
+        for one in fleet.site
+        if one.power is not None and one.name in sites
+    }
+    watts = {one.name: _watts(one, offers, index, one.site in power)
+             for index, one in enumerate(offers.offer) if one in useful}  # fmt: skip
+    case = Case(
+        offers=offers.model_copy(update={"offer": useful}),
+        speed={one.name: rates[one.name].speed for one in useful},
+        watts=watts, tokens=tokens, countries={one.name: one.country for one in fleet.site},
+        power=power, own=_own(recipe, fleet, offers, asked, known, power, at),
+    )  # fmt: skip
+    return case, rates
+
+
+def _require_places(fleet: Fleet, offers: Offers, at: str | None) -> None:
+    """InputError for a site that the fleet does not have, and a place that is none."""
+    sites = [one.name for one in fleet.site]
+    for index, offer in enumerate(offers.offer):
+        if offer.site not in sites:
+            key, fix = f"offer[{index}].site", nearest(offer.site, sites, what="sites")
+            raise InputError("the fleet has no such site", key=key, value=offer.site, fix=fix)
+    places = [*sites, *dict.fromkeys(one.country for one in fleet.site if one.country)]
+    for table in ("budget", "limit"):
+        for index, one in enumerate(getattr(offers, table)):
+            if one.place and one.place not in places:
+                key, fix = f"{table}[{index}].place", nearest(one.place, places, what="places")
+                message = "is no site and no country of the fleet"
+                raise InputError(message, key=key, value=one.place, fix=fix)
+    if at is not None and at not in (*sites, HERE):
+        fix = nearest(at, sites, what="sites")
+        raise InputError("the fleet has no such site", key="--at", value=at, fix=fix)
+
+
+def _node(chip: str) -> int:
+    return facts.chip(chip).node_chips or NODE
+
+
+def _island_of(offer: Offer, chips: int | None = None, *, site: str = HERE) -> Island:
+    """An island of an offer's chips, of a typical size if no number is given."""
+    node = _node(offer.chip)
+    number = min(offer.stock, TYPICAL) if chips is None else chips
+    return Island(
+        name="offered", site=site, chip=offer.chip, chips_per_node=min(node, number),
+        nodes=max(1, number // node), network=offer.network,
+    )  # fmt: skip
+
+
+def _rate(recipe: Recipe, island: Island, asked: Asked, known: dict[Any, Rate]) -> Rate:
+    """What a chip of an island does, the island alone; asked once for each kind of island."""
+    network: Network | None = island.network
+    key = (island.chip, island.num_chips, island.chips_per_node, network and str(network))
+    if key not in known:
+        alone = island.model_copy(update={"name": "offered", "site": HERE, "share": None})
+        try:
+            answer = plan(recipe, Fleet(island=[alone]), replace(asked, day=None))
+        except InputError:
+            raise
+        except AtollError as fault:
+            why = " ".join(str(fault).split("\n  ")[:2])
+            known[key] = Rate(chips=island.num_chips, speed=0.0, why=why)
+        else:
+            speed = answer.tokens_per_second.mid / island.num_chips
+            known[key] = Rate(chips=island.num_chips, speed=speed)
+    return known[key]
+
+
+def _watts(offer: Offer, offers: Offers, index: int, needed: bool) -> float:
+    """Watts of one chip of an offer. InputError where the site's power counts and none is known."""
+    if offer.power is not None:
+        return units.parse_watts(offer.power)
+    power = facts.chip(offer.chip).power
+    if power is None:
+        if not needed:
+            return 0.0
+        message = "the site's power is limited, and nobody published what this chip draws"
+        fix = 'write power = "700 W" in this [[offer]]'
+        raise InputError(message, key=f"offer[{index}].chip", value=offer.chip, fix=fix)
+    return power.value * offers.power_factor
+
+
+def _own(
+    recipe: Recipe,
+    fleet: Fleet,
+    offers: Offers,
+    asked: Asked,
+    known: dict[Any, Rate],
+    power: Mapping[str, float],
+    at: str | None,
+) -> tuple[OwnChange, ...]:
+    """The fleet's own chips, deliveries and withdrawals (mid), in the order of the file."""
+    found = []
+    for index, island in enumerate(fleet.island):
+        changes = [(0.0, island.num_chips)] if island.num_chips else []
+        for sign, table in ((1, fleet.delivery), (-1, fleet.withdrawal)):
+            mine = (one for one in table if one.island == island.name)
+            changes += [(float(one.date.toordinal()), sign * one.count.mid) for one in mine]
+        size = max(island.num_chips, min(TYPICAL, sum(n for _, n in changes if n > 0)))
+        nodes = max(1, size // island.chips_per_node)
+        typical = island.model_copy(update={"nodes": nodes})
+        speed = 0.0 if at not in (None, island.site) else _rate(recipe, typical, asked, known).speed
+        watts = facts.chip(island.chip).power
+        if watts is None and island.site in power:
+            message = "its site's power is limited, and nobody published what this chip draws"
+            fix = "take the site's power out, or give a file of the chip with its power"
+            raise InputError(message, key=f"island[{index}].chip", value=island.chip, fix=fix)
+        each = 0.0 if watts is None else watts.value * offers.power_factor
+        found += [
+            OwnChange(day=day, site=island.site, speed=number * speed, watts=number * each)
+            for day, number in changes
+        ]
+    return tuple(found)
+
+
+def flops_a_token(recipe: Recipe) -> float:
+    """FLOP that a token of the recipe costs."""
+    shape = Shape.of(model_of(recipe))
+    return float(shape.flops_per_token(recipe.model.context))
+
+
+def together(recipe: Recipe, fleet: Fleet, answer: Ordered, asked: Asked) -> float | None:
+    """Tokens a second of the planner's own plan for all chips that stand on the last day, as one
+    fleet over its links; None where it has no plan. Availability is not in it.
+    """
+    day = answer.last - 1e-6 if answer.finish is None else answer.finish - 1e-6
+    islands, when = [], date.fromordinal(int(day))
+    for island in fleet.island:
+        chips = island.num_chips
+        for sign, table in ((1, fleet.delivery), (-1, fleet.withdrawal)):
+            mine = (one for one in table if one.island == island.name and one.date <= when)
+            chips += sign * sum(one.count.mid for one in mine)
+        if chips >= island.chips_per_node:
+            nodes = chips // island.chips_per_node
+            islands.append(island.model_copy(update={"nodes": nodes, "share": None}))
+    bought: dict[tuple[str, str], tuple[Offer, int]] = {}
+    for order in answer.orders:
+        offer = order.column.offer
+        if order.column.is_there(day):
+            key = (offer.chip, offer.site)
+            had = bought.get(key, (offer, 0))[1]
+            bought[key] = (offer, had + order.chips)
+    for number, (offer, chips) in enumerate(bought.values()):
+        new = _island_of(offer, chips, site=offer.site)
+        islands.append(new.model_copy(update={"name": f"ordered-{number}"}))
+    if not islands:
+        return None
+    whole = fleet.model_copy(
+        update={"island": islands, "delivery": [], "withdrawal": [], "shares": type(fleet.shares)()}
+    )
+    try:
+        return plan(recipe, whole, replace(asked, day=None)).tokens_per_second.mid
+    except AtollError:
+        return None
