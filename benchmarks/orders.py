@@ -2,7 +2,7 @@
 
 Claim: less than 10 s each, marginal values included, with a proved gap of a few tenths of a percent
 at most. Offers are drawn at random around real prices; speeds are drawn too, so that the planner's
-time is not in it. `python benchmarks/orders.py`
+time is not in it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 import time
 from datetime import date
+
+from common import Report, arguments, run_main, tell
 
 from atoll.planning.offers import Offers
 from atoll.planning.orders import orders
@@ -62,19 +64,32 @@ def drawn(seed: int) -> Case:
 
 
 def main() -> None:
-    """Prints a row for each draw and goal."""
-    print("draw  goal      columns  rows  seconds  gap %    orders")
-    for seed in range(1, 6):
+    """A row for each draw and goal."""
+    options = arguments(__doc__ or "").parse_args()
+    report = Report("Orders", quick=options.quick)
+    rows, slowest, widest = [], 0.0, 0.0
+    for seed in range(1, 2 if options.quick else 6):
         for goal, by in (("soonest", None), ("cheapest", BY), ("largest", BY)):
+            tell(f"draw {seed}, {goal}")
             case = drawn(seed)
             programme = Programme(case)
-            size = f"{len(programme.columns):7,}  {len(programme.rows):4,}"
             begun = time.perf_counter()
             answer = orders(case, goal=goal, by=by)
             took = time.perf_counter() - begun
-            gap = f"{100 * answer.gap:.4f}"
-            print(f"{seed:4}  {goal:8}  {size}  {took:7.2f}  {gap:7}  {len(answer.orders)}")
+            slowest, widest = max(slowest, took), max(widest, answer.gap)
+            rows.append(
+                [seed, goal, f"{len(programme.columns):,}", f"{len(programme.rows):,}",
+                 f"{took:.2f}", f"{answer.gap:.4%}", len(answer.orders)]
+            )  # fmt: skip
+    report.table(
+        "10 chips, 5 sites, 24 months; marginal values included.",
+        ["draw", "goal", "columns", "rows", "seconds", "proved gap", "orders"],
+        rows,
+    )
+    report.check("the slowest, s:", slowest, 10.0, at_least=False, form=".2f")
+    report.check("the widest gap:", widest, 0.005, at_least=False, form=".2%")
+    report.show()
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
