@@ -208,7 +208,8 @@ def _openmp():
     """The OpenMP library that torch has loaded; asking torch itself would set the thread right."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text().splitlines() if maps.exists() else []
-    paths = {line.split()[-1] for line in lines if "omp" in line.rpartition("/")[2]}
+    names = {line.split()[-1] for line in lines if "/torch/" in line}
+    paths = {one for one in names if Path(one).name.startswith(("libgomp", "libiomp", "libomp"))}
     return ctypes.CDLL(sorted(paths)[0]) if paths else None
 
 
