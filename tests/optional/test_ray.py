@@ -161,7 +161,10 @@ def test_an_island_that_ends_costs_no_step(on_ray, reference, tmp_path, leaves_n
     result = on_ray.train("three", tmp_path / "run", entry=f"{how}_{point}")
     same_run(result, reference)
     every_grain_once(result.run, 6)
-    assert lost(result.run)[0] == (WHAT[how], "a" if point == "saving" else "b")
+    what, who = lost(result.run)[0]
+    assert who == ("a" if point == "saving" else "b")
+    # What raises says so and ends: either may be seen first.
+    assert what == WHAT[how] or (how == "raised" and what == "died")
 
 
 @pytest.mark.parametrize(("entry", "what"), [("dies_in_b", "died"), ("hangs_in_b", "hung")])
