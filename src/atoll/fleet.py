@@ -8,7 +8,7 @@ two sites.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -225,8 +225,8 @@ class Fleet(Noun):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _unique("site", (site.name for site in self.site))
-        _unique("island", (island.name for island in self.island))
+        strict.unique("site", (site.name for site in self.site))
+        strict.unique("island", (island.name for island in self.island))
         sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
         for index, island in enumerate(self.island):
             _known(island.site, sites, key=f"island[{index}].site", what="sites")
@@ -399,14 +399,15 @@ def _with_chip_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
     islands = data.get("island")
     if not isinstance(islands, list):
         return data
-    found = []
-    for island in islands:
-        chip = island.get("chip") if isinstance(island, dict) else None
-        if isinstance(chip, str) and facts.is_chip_file(chip) and "\0" not in chip:
-            found.append({**island, "chip": str((file.parent / chip).resolve())})
-        else:
-            found.append(island)
-    return {**data, "island": found}
+    return {**data, "island": [with_chip_file(island, file.parent) for island in islands]}
+
+
+def with_chip_file(table: Any, folder: Path) -> Any:
+    """A table of an island or an offer with the path of its chip as it is from anywhere."""
+    chip = table.get("chip") if isinstance(table, dict) else None
+    if isinstance(chip, str) and facts.is_chip_file(chip) and "\0" not in chip:
+        return {**table, "chip": str((folder / chip).resolve())}
+    return table
 
 
 def _least_latency(links: list[Link], a: str, b: str) -> float | None:
@@ -424,16 +425,6 @@ def _least_latency(links: list[Link], a: str, b: str) -> float | None:
                 there = link.between[here == link.between[0]]
                 heapq.heappush(queue, (latency + link.latency_seconds, there))
     return None
-
-
-def _unique(what: str, names: Iterable[str]) -> None:
-    """InputError for a name that is there twice."""
-    seen: set[str] = set()
-    for index, name in enumerate(names):
-        if name in seen:
-            key, fix = f"{what}[{index}].name", f"give each {what} its own name"
-            raise InputError(f"there is another {what} of this name", key=key, value=name, fix=fix)
-        seen.add(name)
 
 
 def _known(name: str, names: list[str], *, key: str, what: str) -> None:

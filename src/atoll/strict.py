@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -289,3 +289,13 @@ def _all_keys(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in _fields(cls):
         for inner in _nouns_in(field.annotation):
             yield from _all_keys(inner, f"{prefix}{name}.")
+
+
+def unique(what: str, names: Iterable[str]) -> None:
+    """InputError for a name that is there twice."""
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            key, fix = f"{what}[{index}].name", f"give each {what} its own name"
+            raise InputError(f"there is another {what} of this name", key=key, value=name, fix=fix)
+        seen.add(name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from atoll.cli.output import Json, print_json, wide_console
+from atoll.cli.planning import Overrides
 from atoll.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,12 +51,6 @@ At = Annotated[
 ]
 Seconds = Annotated[
     float, typer.Option(metavar="N", min=0.1, help="Limit of each solve in whole lots.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one key of the recipe.", show_default=False
-    ),
 ]
 FactsFolder = Annotated[
     Path | None,

@@ -6,16 +6,15 @@ The nouns of an offers file and its strict loading. Money is text with a currenc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from atoll import facts, strict, units
+from atoll import strict, units
 from atoll.errors import InputError
-from atoll.fleet import ChipName, Name, Network
+from atoll.fleet import ChipName, Name, Network, with_chip_file
 from atoll.strict import Noun
 from atoll.supply import Day
 
@@ -197,7 +196,7 @@ class Offers(Noun):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for table in ("offer", "budget", "limit"):
-            _unique(table, (one.name for one in getattr(self, table)))
+            strict.unique(table, (one.name for one in getattr(self, table)))
         if self.months % self.step_months:
             fix = f"months = {-(-self.months // self.step_months) * self.step_months}"
             message = f"is no multiple of step_months = {self.step_months}"
@@ -266,28 +265,10 @@ class Offers(Noun):
         data = strict.load_toml(path)
         offers = data.get("offer")
         if isinstance(offers, list):
-            data["offer"] = [_with_chip_file(one, Path(path).parent) for one in offers]
+            data["offer"] = [with_chip_file(one, Path(path).parent) for one in offers]
         return cls.from_dict(data, file=path)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], *, file: Path | str | None = None) -> Offers:
         """The offers in plain tables. InputError as `load`."""
         return strict.validate(cls, strict.take_schema(data, file=file or "offers"), file=file)
-
-
-def _with_chip_file(offer: Any, folder: Path) -> Any:
-    """A table of an offer with the path of a chip as it is from anywhere."""
-    chip = offer.get("chip") if isinstance(offer, dict) else None
-    if isinstance(chip, str) and facts.is_chip_file(chip) and "\0" not in chip:
-        return {**offer, "chip": str((folder / chip).resolve())}
-    return offer
-
-
-def _unique(what: str, names: Iterable[str]) -> None:
-    """InputError for a name that is there twice."""
-    seen: set[str] = set()
-    for index, name in enumerate(names):
-        if name in seen:
-            key, fix = f"{what}[{index}].name", f"give each {what} its own name"
-            raise InputError(f"there is another {what} of this name", key=key, value=name, fix=fix)
-        seen.add(name)
