@@ -8,10 +8,9 @@ import sys
 import urllib.request
 
 import pytest
+from prometheus_client import parser
 
 from atoll.cli import main
-
-parser = pytest.importorskip("prometheus_client.parser")
 
 
 def scrape(url):
@@ -93,13 +92,6 @@ def test_a_port_in_use(world, tmp_path, capsys):
         assert main([*arguments, "--metrics", f":{port}"]) == 2
     message = capsys.readouterr().err
     assert "cannot listen" in message and str(port) in message
-
-
-def test_the_library_is_missing(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    arguments = ["train", str(world.recipe), "--run", str(tmp_path / "run"), "--metrics", "0"]
-    assert main(arguments) == 2
-    assert "pip install 'atoll[metrics]'" in capsys.readouterr().err
 
 
 def test_islands_that_leave_are_gone_and_leave_no_numbers(tmp_path):

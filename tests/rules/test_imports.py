@@ -19,7 +19,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("plan", "run"),
     ("backends", "data", "crew", "planning", "history"),
     ("modeling",),
-    ("training",),
+    ("training", "serving"),
+    ("web",),
     ("cli",),
     ("__main__",),
 )
@@ -34,7 +35,7 @@ PURE = (
 WITHOUT_TORCH = ("data", "crew", "planning", "cli")
 """Parts whose import needs no torch; what needs it imports it inside a function."""
 
-HEAVY = ("torch", "transformers", "pyarrow", "gguf", "scipy", "ray")
+HEAVY = ("torch", "transformers", "pyarrow", "gguf", "scipy", "ray", "gradio", "llguidance")
 """Packages that only modules which cannot do without them import at their top."""
 
 SOURCE = Path(__file__).parents[2] / "src" / "atoll"

@@ -37,16 +37,10 @@ class PrometheusDisplay:
     """Another display, and an HTTP server beside it; `port` is the one that it got."""
 
     def __init__(self, inner: Display, address: str) -> None:
-        """Listens from now on. InputError for a bad address, one that is in use, or if the library
-        is missing."""
+        """Listens from now on. InputError for a bad address, or one that is in use."""
+        from prometheus_client import CollectorRegistry, start_http_server
+
         host, port = address_of(address)
-        try:
-            from prometheus_client import CollectorRegistry, start_http_server
-        except ImportError:
-            raise InputError(
-                "--metrics needs the package prometheus_client, which is not installed",
-                fix="pip install 'atoll[metrics]'",
-            ) from None
         self._inner = inner
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None

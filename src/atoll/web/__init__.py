@@ -1,0 +1,1 @@
+"""Pages for people: the chat of a served model, beside the curve and the plan of its run."""
