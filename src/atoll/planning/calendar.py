@@ -17,6 +17,7 @@ from atoll import facts
 from atoll.errors import InputError
 from atoll.fleet import Fleet
 from atoll.planning.goodput import Goodput, goodput_of
+from atoll.planning.placing import allowed
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
 from atoll.recipe import Recipe
 from atoll.supply import Which
@@ -243,14 +244,19 @@ def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
     """
     start = answer.day
     assert start is not None, "a calendar begins on a day"
+    refused: tuple[tuple[str, str], ...] = ()
+    if asked.rules is not None:
+        fleet, refused = allowed(fleet, asked.rules, start)
     days = [start, *fleet.change_days(start)]
-    rates = Rates(answer.recipe, fleet, asked)
-    rates.know(answer)
+    rates = Rates(answer.recipe, fleet, replace(asked, rules=None))
+    if asked.rules is None:
+        rates.know(answer)
     tokens = float(answer.steps) * answer.recipe.tokens_per_step
     courses: dict[Which, Course] = {}
     for which in WHICH:  # few chips first: what is found for them holds for more of them too
         courses[which] = _course(rates, days, tokens, which)
-    notes = tuple(_notes(courses["mid"], fleet))
+    kept_out = (f"left out: {what}: {why}" for what, why in refused)
+    notes = (*kept_out, *_notes(courses["mid"], fleet))
     return Calendar(start=start, tokens=tokens, courses=courses, rates=rates, notes=notes)
 
 
