@@ -256,7 +256,7 @@ def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
 
 
 def calendar_from(rates: Rates, start: date) -> Calendar:
-    """The run from a day on, also one on which no chip is there yet. InputError as `calendar_of`."""
+    """The run from a day on, with or without a chip there yet. InputError as `calendar_of`."""
     fleet, recipe = rates.fleet, rates.recipe
     days = [start, *fleet.change_days(start)]
     tokens = float(recipe.total_steps()) * recipe.tokens_per_step
