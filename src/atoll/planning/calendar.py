@@ -168,10 +168,16 @@ class Calendar:
 class Rates:
     """How fast any stock of a fleet computes; each stock is planned once."""
 
-    def __init__(self, recipe: Recipe, fleet: Fleet, asked: Asked) -> None:
-        """For stocks of this fleet; `asked.day` plays no part."""
-        self.recipe, self.fleet, self.asked = recipe, fleet, replace(asked, day=None)
-        self.known: dict[tuple[int, ...], Rated] = {}
+    def __init__(
+        self, recipe: Recipe, fleet: Fleet, asked: Asked, *, known: Rates | None = None
+    ) -> None:
+        """For stocks of this fleet; of `asked.day` only the rules of that day count.
+
+        `known` are the rates of a fleet with the same islands, whatever comes and goes there:
+        what is planned for one of the two is known to both.
+        """
+        self.recipe, self.fleet, self.asked = recipe, fleet, asked
+        self.known: dict[tuple[int, ...], Rated] = {} if known is None else known.known
 
     def know(self, answer: Answer) -> None:
         """A plan that was made before, so that it is not made again."""
@@ -182,7 +188,9 @@ class Rates:
     def of(self, chips: Mapping[str, int]) -> Rated:
         """The best plan for chips by island; chips that fill no node are left out."""
         islands = [
-            one.model_copy(update={"nodes": chips.get(one.name, 0) // one.chips_per_node})
+            one.model_copy(
+                update={"nodes": chips.get(one.name, 0) // one.chips_per_node, "lease": None}
+            )
             for one in self.fleet.island
         ]
         whole = {one.name: one.num_chips for one in islands if one.nodes}
@@ -242,16 +250,21 @@ def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
 
     InputError if more is withdrawn on a day than is there.
     """
-    start = answer.day
-    assert start is not None, "a calendar begins on a day"
+    assert answer.day is not None, "a calendar begins on a day"
+    rates = Rates(answer.recipe, fleet, asked)
+    rates.know(answer)
+    return calendar_from(rates, answer.day)
+
+
+def calendar_from(rates: Rates, start: date) -> Calendar:
+    """The run from a day on, with or without a chip there yet. InputError as `calendar_of`."""
     refused: tuple[tuple[str, str], ...] = ()
-    if asked.rules is not None:
-        fleet, refused = allowed(fleet, asked.rules, start)
+    if rates.asked.rules is not None:
+        left, refused = allowed(rates.fleet, rates.asked.rules, start)
+        rates = Rates(rates.recipe, left, replace(rates.asked, rules=None))
+    fleet, recipe = rates.fleet, rates.recipe
     days = [start, *fleet.change_days(start)]
-    rates = Rates(answer.recipe, fleet, replace(asked, rules=None))
-    if asked.rules is None:
-        rates.know(answer)
-    tokens = float(answer.steps) * answer.recipe.tokens_per_step
+    tokens = float(recipe.total_steps()) * recipe.tokens_per_step
     courses: dict[Which, Course] = {}
     for which in WHICH:  # few chips first: what is found for them holds for more of them too
         courses[which] = _course(rates, days, tokens, which)
