@@ -30,7 +30,7 @@ from atoll.planning.programme import Programme
 from atoll.planning.shortage import NoOrders
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(case=cases())
 def test_soonest_and_then_cheapest_as_by_brute_force(case: Case) -> None:
     months, every = months_of(case.offers), every_order(case)
@@ -55,7 +55,7 @@ def test_soonest_and_then_cheapest_as_by_brute_force(case: Case) -> None:
     assert tokens_by(case, placed(answer), best[0]) >= case.tokens * (1 - 1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(case=cases(), step=st.integers(1, 3))
 def test_most_by_a_day_as_by_brute_force(case: Case, step: int) -> None:
     end, every = months_of(case.offers)[step], every_order(case)

@@ -75,7 +75,7 @@ def ruled_cases(draw: st.DrawFn) -> tuple[Case, Any]:
     """A case under one rule, and the rule once more as plain comparisons."""
     tables = [
         offer(
-            name, chip=chip, site=draw(st.sampled_from(["home", "johor"])), stock=3,
+            name, chip=chip, site=draw(st.sampled_from(["home", "johor"])), stock=2,
             price=f"{draw(st.integers(5, 40))} CNY",
             lead=f"{draw(st.sampled_from([0, 10, 40]))} d",
         )
@@ -99,7 +99,7 @@ def ruled_cases(draw: st.DrawFn) -> tuple[Case, Any]:
         about = COUNTRIES[one.site] == place and (not named or one.chip in named)
         return grave and about and since <= day < outcome.get("until", date.max)
 
-    tokens = draw(st.floats(0.5, 30.0)) * 30 * DAY
+    tokens = draw(st.floats(0.5, 20.0)) * 30 * DAY
     return case_of(offers, tokens, ruled(offers, chosen)), refuses
 
 
