@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from atoll.facts.rules import NO_ADVICE
+from atoll.planning.closing import Ruled
 from atoll.planning.orders import Order, Ordered, Worth, by_budget, largest_model
 from atoll.planning.rates import Rate
 from atoll.planning.shortage import name_of
@@ -21,13 +23,15 @@ MOST_LINES = 8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
     """An answer with what else is told: rates by offer, FLOP of a token, the planner's own tokens a
-    second of the whole fleet that comes out (None: not asked, or no plan).
+    second of the whole fleet that comes out (None: not asked, or no plan), and what rules refuse
+    (None: not asked).
     """
 
     answer: Ordered
     rates: Mapping[str, Rate]
     flops_a_token: float
     together: float | None
+    ruled: Ruled | None = None
 
     @property
     def added(self) -> float:
@@ -118,6 +122,7 @@ def sections(told: Told) -> list[tuple[str, list[str]]]:
     return [
         ("what binds, and what one more unit of it is worth (lots relaxed)", binding),
         ("left out", left[:MOST_LINES]),
+        ("refused by rules", told.ruled.lines() if told.ruled is not None else []),
         ("notes", notes(told)),
     ]
 
@@ -146,10 +151,12 @@ def notes(told: Told) -> list[str]:
     if answer.unusable:
         names = ", ".join(answer.unusable)
         lines.append(
-            f"never to be had: {names} (out of the calendar, or no budget covers the days)"
+            f"never to be had: {names} (out of the calendar, refused, or no budget covers the days)"
         )
     if not answer.orders:
         lines.append("nothing is to be ordered")
+    if told.ruled is not None:
+        lines += told.ruled.notes
     if answer.case.offers.availability == 1.0:
         lines.append("no failure, checkpoint or restart is counted: write availability = 0.9, say")
     return lines
@@ -214,10 +221,30 @@ def as_json(told: Told) -> dict[str, Any]:
             name: {"tokens_per_second": rate.speed, "asked_for_chips": rate.chips, "why": rate.why}
             for name, rate in told.rates.items()
         },
+        **_ruled(told.ruled),
         "together": told.together,
         "added": told.added,
         "notes": notes(told),
         "solve_seconds": answer.seconds,
+    }
+
+
+def _ruled(ruled: Ruled | None) -> dict[str, Any]:
+    """What rules refuse, for scripts; `advice` is null where none was asked."""
+    if ruled is None:
+        return {"refused": [], "left_out": [], "advice": None}
+    return {
+        "refused": [
+            {
+                "offer": one.offer,
+                "from": one.since.isoformat(),
+                "until": one.until.isoformat() if one.until < ruled.end else None,
+                "why": one.why,
+            }
+            for one in ruled.closed
+        ],
+        "left_out": [{"what": what, "why": why} for what, why in ruled.refused],
+        "advice": NO_ADVICE,
     }
 
 
