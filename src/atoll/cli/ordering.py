@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from datetime import date
 
     from atoll.planning.orders import Goal
-    from atoll.planning.ordertable import Told
+    from atoll.planning.purchase import Told
 
 FLEET_KEYS = ("island[", "site[", "withdrawal[")
+OFFERS_KEYS = ("offer[", "budget[", "limit[")
 GOALS = ("soonest", "cheapest", "largest")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe (TOML).")]
@@ -57,7 +58,7 @@ Seconds = Annotated[
 ]
 
 
-def orders(
+def orders(  # long: one parameter a flag
     recipe: RecipeFile,
     fleet: FleetFile,
     offers: OffersFile,
@@ -91,39 +92,28 @@ def orders(
         raise InputError("is not allowed here", key="--goal", value=goal, fix=fix)
     from atoll.facts.measured import measured_in
     from atoll.fleet import Fleet
-    from atoll.planning.closing import ruled_of
     from atoll.planning.offers import Offers
-    from atoll.planning.orders import orders as solve
-    from atoll.planning.ordertable import Told, as_json
+    from atoll.planning.ordertable import as_json
     from atoll.planning.planner import Asked
-    from atoll.planning.rates import case_of, flops_a_token, together
-    from atoll.planning.shortage import NoOrders
+    from atoll.planning.purchase import purchase
     from atoll.recipe import Recipe
 
     day = _day(by)
-    read, stock = Recipe.load(recipe, set_ or []), Fleet.load(fleet)
-    asked = Asked(measured=measured_in(facts) if facts is not None else {})
-    chosen = flags.chosen(rules, no_rules, refuse, hq)
-    read_offers = Offers.load(offers)
+    asked = Asked(
+        measured=measured_in(facts) if facts is not None else {},
+        rules=flags.chosen(rules, no_rules, refuse, hq),
+    )
+    read, stock, offered = Recipe.load(recipe, set_ or []), Fleet.load(fleet), Offers.load(offers)
     try:
-        ruled = None if chosen is None else ruled_of(stock, read_offers, chosen)
-        stock = stock if ruled is None else ruled.fleet
-        closed = () if ruled is None else ruled.closed
-        case, rates = case_of(read, stock, read_offers, asked, at=at, closed=closed)
+        told = purchase(
+            read, stock, offered, asked, goal=cast("Goal", goal), by=day, at=at, seconds=seconds
+        )
     except InputError as fault:
-        if fault.file is None and (fault.key or "").startswith(("offer[", "budget[", "limit[")):
+        if fault.file is None and (fault.key or "").startswith(OFFERS_KEYS):
             fault.file = str(offers)
         elif fault.file is None and (fault.key or "").startswith(FLEET_KEYS):
             fault.file = str(fleet)
         raise
-    try:
-        answer = solve(case, goal=cast("Goal", goal), by=day, seconds=seconds)
-    except NoOrders as none:
-        raise none if ruled is None else none.beside("rules", ruled.lines()) from None
-    whole = None if at is not None else together(read, stock, answer, asked)
-    told = Told(
-        answer=answer, rates=rates, flops_a_token=flops_a_token(read), together=whole, ruled=ruled
-    )
     if json:
         print_json(as_json(told))
     else:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 from atoll.facts.rules import NO_ADVICE
 from atoll.planning.closing import Ruled
 from atoll.planning.orders import Order, Ordered, Worth, by_budget, largest_model
-from atoll.planning.rates import Rate
+from atoll.planning.purchase import Told
 from atoll.planning.shortage import name_of
 from atoll.units import format_count
 
@@ -18,31 +16,6 @@ MOST_ROWS = 20
 """Rows of the table; where there are more orders, an offer is one row."""
 
 MOST_LINES = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """An answer with what else is told: rates by offer, FLOP of a token, the planner's own tokens a
-    second of the whole fleet that comes out (None: not asked, or no plan), and what rules refuse
-    (None: not asked).
-    """
-
-    answer: Ordered
-    rates: Mapping[str, Rate]
-    flops_a_token: float
-    together: float | None
-    ruled: Ruled | None = None
-
-    @property
-    def added(self) -> float:
-        """Tokens a second of the same chips, added up one by one; availability is not in it."""
-        answer = self.answer
-        day = (answer.last if answer.finish is None else answer.finish) - 1e-6
-        speed = sum(one.speed for one in answer.case.own if one.day <= day)
-        for order in answer.orders:
-            if order.column.is_there(day):
-                speed += order.chips * answer.case.speed[order.column.offer.name]
-        return speed
 
 
 def headline(told: Told) -> list[tuple[str, str]]:
