@@ -50,7 +50,9 @@ def started() -> Iterator[Callable[..., BuiltIn]]:
         decoder = decoder or lively()
         pages = options.pop("pages", 64)
         memory = pages * page_bytes(decoder.model, PAGE)
-        engines.append(open_engine(loaded(decoder), page=PAGE, memory=memory, **options))
+        engines.append(
+            open_engine(loaded(decoder), page=PAGE, memory=memory, **{"threads": 1, **options})
+        )
         return engines[-1]
 
     yield start
