@@ -15,6 +15,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("units", "digest", "strict"),
     ("facts", "model", "supply", "hours"),
+    ("traffic",),
     ("fleet", "recipe"),
     ("plan", "run"),
     ("backends", "data", "crew", "planning", "history"),
@@ -28,7 +29,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 
 PURE = (
     *("errors", "units", "digest", "strict", "facts", "model", "supply", "hours"),
-    *("fleet", "recipe"),
+    *("traffic", "fleet", "recipe"),
     *("plan", "run", "history"),
 )
 """Parts that need neither torch nor numpy."""
