@@ -17,6 +17,7 @@ from atoll import facts
 from atoll.errors import InputError
 from atoll.fleet import Fleet
 from atoll.planning.goodput import Goodput, goodput_of
+from atoll.planning.placing import allowed
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
 from atoll.recipe import Recipe
 from atoll.supply import Which
@@ -167,10 +168,16 @@ class Calendar:
 class Rates:
     """How fast any stock of a fleet computes; each stock is planned once."""
 
-    def __init__(self, recipe: Recipe, fleet: Fleet, asked: Asked) -> None:
-        """For stocks of this fleet; `asked.day` plays no part."""
-        self.recipe, self.fleet, self.asked = recipe, fleet, replace(asked, day=None)
-        self.known: dict[tuple[int, ...], Rated] = {}
+    def __init__(
+        self, recipe: Recipe, fleet: Fleet, asked: Asked, *, known: Rates | None = None
+    ) -> None:
+        """For stocks of this fleet; of `asked.day` only the rules of that day count.
+
+        `known` are the rates of a fleet with the same islands, whatever comes and goes there:
+        what is planned for one of the two is known to both.
+        """
+        self.recipe, self.fleet, self.asked = recipe, fleet, asked
+        self.known: dict[tuple[int, ...], Rated] = {} if known is None else known.known
 
     def know(self, answer: Answer) -> None:
         """A plan that was made before, so that it is not made again."""
@@ -181,7 +188,9 @@ class Rates:
     def of(self, chips: Mapping[str, int]) -> Rated:
         """The best plan for chips by island; chips that fill no node are left out."""
         islands = [
-            one.model_copy(update={"nodes": chips.get(one.name, 0) // one.chips_per_node})
+            one.model_copy(
+                update={"nodes": chips.get(one.name, 0) // one.chips_per_node, "lease": None}
+            )
             for one in self.fleet.island
         ]
         whole = {one.name: one.num_chips for one in islands if one.nodes}
@@ -241,16 +250,26 @@ def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
 
     InputError if more is withdrawn on a day than is there.
     """
-    start = answer.day
-    assert start is not None, "a calendar begins on a day"
-    days = [start, *fleet.change_days(start)]
+    assert answer.day is not None, "a calendar begins on a day"
     rates = Rates(answer.recipe, fleet, asked)
     rates.know(answer)
-    tokens = float(answer.steps) * answer.recipe.tokens_per_step
+    return calendar_from(rates, answer.day)
+
+
+def calendar_from(rates: Rates, start: date) -> Calendar:
+    """The run from a day on, with or without a chip there yet. InputError as `calendar_of`."""
+    refused: tuple[tuple[str, str], ...] = ()
+    if rates.asked.rules is not None:
+        left, refused = allowed(rates.fleet, rates.asked.rules, start)
+        rates = Rates(rates.recipe, left, replace(rates.asked, rules=None))
+    fleet, recipe = rates.fleet, rates.recipe
+    days = [start, *fleet.change_days(start)]
+    tokens = float(recipe.total_steps()) * recipe.tokens_per_step
     courses: dict[Which, Course] = {}
     for which in WHICH:  # few chips first: what is found for them holds for more of them too
         courses[which] = _course(rates, days, tokens, which)
-    notes = tuple(_notes(courses["mid"], fleet))
+    kept_out = (f"left out: {what}: {why}" for what, why in refused)
+    notes = (*kept_out, *_notes(courses["mid"], fleet))
     return Calendar(start=start, tokens=tokens, courses=courses, rates=rates, notes=notes)
 
 

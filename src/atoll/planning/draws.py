@@ -167,7 +167,10 @@ def _failure_range(failures: Failures | None) -> tuple[float, float, float]:
 
 def _peaks(rates: Rates) -> list[float]:
     """FLOP/s of a chip of every island: a measure of stocks beside one another."""
-    islands = [one.model_copy(update={"nodes": max(1, one.nodes)}) for one in rates.fleet.island]
+    islands = [
+        one.model_copy(update={"nodes": max(1, one.nodes), "lease": None})
+        for one in rates.fleet.island
+    ]
     empty: dict[str, Any] = {"island": islands, "delivery": [], "withdrawal": []}
     problem, _ = problem_of(rates.recipe, rates.fleet.model_copy(update=empty), rates.asked)
     speeds: Mapping[str, float] = {
