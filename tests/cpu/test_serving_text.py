@@ -50,7 +50,9 @@ def written(
     st.text(alphabet="ab三国 ", max_size=24),
     st.lists(st.text(alphabet="ab三 ", min_size=1, max_size=5), max_size=4),
 )
-def test_the_text_ends_before_the_stop_text_that_is_whole_first(text: str, stops: list[str]) -> None:
+def test_the_text_ends_before_the_stop_text_that_is_whole_first(
+    text: str, stops: list[str]
+) -> None:
     pieces, tokens, stopped = written(TOKENIZER.encode(text).ids, tuple(stops))
     places = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
     assert "".join(pieces) == (text[: min(places)[1]] if places else text)

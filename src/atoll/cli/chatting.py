@@ -28,40 +28,45 @@ _HELP = """/reset        forget what was said
 A message that begins with a slash is written with two. Ctrl-C stops an answer, twice leaves."""
 
 
+ModelHereOrThere = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="The folder of a run, a model folder in the Hugging Face layout, a .gguf file, "
+        "or smollm2; with --url the name of a model there.",
+        show_default=False,
+    ),
+]
+System = Annotated[
+    str, typer.Option(metavar="TEXT", help="What the model is to be.", show_default=False)
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="The same seed, the same answers.", show_default="another each time"
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Talk to a server instead: OpenAI-compatible.", show_default=False
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="With --url: a file that holds the key.", show_default=False),
+]
+
+
 def chat(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="The folder of a run, a model folder in the Hugging Face layout, a .gguf file, "
-            "or smollm2; with --url the name of a model there.",
-            show_default=False,
-        ),
-    ] = None,
-    system: Annotated[
-        str, typer.Option(metavar="TEXT", help="What the model is to be.", show_default=False)
-    ] = "",
+    model: ModelHereOrThere = None,
+    system: System = "",
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.95,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="The same seed, the same answers.", show_default="another each time"
-        ),
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="Talk to a server instead: OpenAI-compatible.", show_default=False
-        ),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="With --url: a file that holds the key.", show_default=False
-        ),
-    ] = None,
+    seed: Seed = None,
+    url: Url = None,
+    api_key_file: KeyFile = None,
     device: Device = "cpu",
     memory: Memory = None,
     fast: Fast = False,

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,8 @@ from atoll.cli.output import Json, note, print_json
 from atoll.errors import InputError
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from fastapi import FastAPI
 
     from atoll.modeling.loaded import Loaded
@@ -56,38 +58,40 @@ Threads = Annotated[
 ]
 
 
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Where to listen; others need --api-key-file.")
+]
+Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A file that holds the key to ask for.", show_default=False),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What clients call the model.", show_default="from MODEL"),
+]
+Queue = Annotated[
+    int, typer.Option(metavar="N", min=0, help="Requests that may wait; more get status 429.")
+]
+Grace = Annotated[
+    float,
+    typer.Option(metavar="SECONDS", min=0.0, help="How long answers may take after Ctrl-C."),
+]
+
+
 def serve(
     model: Model,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; others need --api-key-file.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")
-    ] = 8000,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="A file that holds the key to ask for.", show_default=False
-        ),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="What clients call the model.", show_default="from MODEL"
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: KeyFile = None,
+    name: Name = None,
     device: Device = "cpu",
     max_concurrency: Concurrency = 8,
     memory: Memory = None,
-    max_queue: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Requests that may wait; more get status 429.")
-    ] = 64,
+    max_queue: Queue = 64,
     fast: Fast = False,
     threads: Threads = None,
-    grace: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=0.0, help="How long answers may take after Ctrl-C."),
-    ] = 30.0,
+    grace: Grace = 30.0,
     step: Step = None,
     no_page: Annotated[bool, typer.Option("--no-page", help="Serve the API alone.")] = False,
     json: Json = False,
@@ -114,7 +118,6 @@ def serve(
                 value=host,
                 fix="write a key into a file and add --api-key-file FILE",
             )
-        url = server.url_of(found)
         with opened(
             model,
             step=step,
@@ -125,20 +128,42 @@ def serve(
             fast=fast,
             threads=threads,
         ) as (engine, language):
-            from atoll.serving.api import create_app
+            app = create(engine, language, name=name or name_of(model), key=key)
+            page = None if no_page else Path(model)
+            return _serve_on(found, app, engine, grace=grace, key=key, page=page, json=json)
 
-            name = name or name_of(model)
-            app: Any = create_app(engine, language, model_name=name, api_key=key)
-            page = not no_page and _mount_page(app, url=url, key=key, name=name, model=model)
 
-            def ready() -> None:
-                if json:
-                    print_json({"url": url, "model": name, "engine": "atoll"})
-                else:
-                    _welcome(url, name, key=key, page=page)
+def create(engine: Engine, language: Language, *, name: str, key: str | None) -> FastAPI:
+    """The application; its import takes a while."""
+    from atoll.serving.api import create_app
 
-            running = server.Server(app, engine, grace=grace, on_ready=ready)
-            ended_by = running.serve_until_signal(found)
+    return create_app(engine, language, model_name=name, api_key=key)
+
+
+def _serve_on(
+    found: socket,
+    app: FastAPI,
+    engine: Engine,
+    *,
+    grace: float,
+    key: str | None,
+    page: Path | None,
+    json: bool,
+) -> int:
+    """Serve on a socket until a signal; the exit code. `page` is what a page would tell of."""
+    from atoll.serving import server
+
+    url, name = server.url_of(found), app.state.service.model_name
+    has_page = page is not None and _mount_page(app, url=url, key=key, name=name, model=page)
+
+    def ready() -> None:
+        if json:
+            print_json({"url": url, "model": name, "engine": "atoll"})
+        else:
+            _welcome(url, name, key=key, page=has_page)
+
+    running = server.Server(app, engine, grace=grace, on_ready=ready)
+    ended_by = running.serve_until_signal(found)
     note("stopped")
     return 130 if ended_by == signal.SIGINT else 0
 
@@ -221,7 +246,7 @@ def load(model: str, *, step: int | None) -> Loaded:
     return open_model(path)
 
 
-def _mount_page(app: FastAPI, *, url: str, key: str | None, name: str, model: str) -> bool:
+def _mount_page(app: FastAPI, *, url: str, key: str | None, name: str, model: Path) -> bool:
     """Add the page to chat; False where what it needs is not installed."""
     from importlib.util import find_spec
 
@@ -231,8 +256,7 @@ def _mount_page(app: FastAPI, *, url: str, key: str | None, name: str, model: st
     mount = getattr(web, "mount", None)
     if mount is None or find_spec("gradio") is None:
         return False
-    path = Path(model)
-    run = path if RunFolder.is_run(path) else None
+    run = model if RunFolder.is_run(model) else None
     mount(app, url=url, api_key=key, model=name, run=run)
     return True
 

@@ -29,7 +29,7 @@ from atoll.serving.grammar import Grammars, Matching
 from atoll.serving.http import ClientLeft, EventStream, event_of, read, unless_left
 from atoll.serving.metrics import Metrics
 from atoll.serving.replies import End, ReplyCancelled, ReplyFailed, reply, together
-from atoll.serving.request import Busy, Sampling, TooLong
+from atoll.serving.request import Busy, Closed, Sampling, TooLong
 from atoll.serving.request import Request as Generation
 from atoll.serving.template import TemplateFailed
 
@@ -95,6 +95,12 @@ class Service:
         return p.ModelCard(
             id=self.model_name, created=self.created, max_model_len=self.engine.limit
         )
+
+    def health(self) -> p.Health:
+        """Whether requests are answered."""
+        load = self.engine.load()
+        status = "failed" if load.failure else "stopping" if self.stopping else "ok"
+        return p.Health(status=status, running=load.running, queued=load.queued)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -318,6 +324,10 @@ def _refusal(error: BaseException, task: _Task) -> BaseException:
         return p.ApiError(400, str(error), code=code, param=task.param)
     if isinstance(error, Busy):
         return p.ApiError(429, str(error), code="queue_full", retry_after=error.retry_after)
+    if isinstance(error, Closed):
+        return p.ApiError(503, str(error), code="stopping", retry_after=5)
+    if isinstance(error, InputError):
+        return p.ApiError(400, str(error), code="invalid_value", param=task.param)
     return error
 
 
@@ -359,13 +369,8 @@ _FAILURES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     async def health() -> Response:
-        load = service.engine.load()
-        status = p.Health(
-            status="stopping" if service.stopping else "ok",
-            running=load.running,
-            queued=load.queued,
-        )
-        return JSONResponse(status.model_dump(), status_code=503 if service.stopping else 200)
+        status = service.health()
+        return JSONResponse(status.model_dump(), status_code=200 if status.status == "ok" else 503)
 
     async def metrics() -> Response:
         # As the library names its format; without the version some scrapers guess.

@@ -41,8 +41,8 @@ def error_response(error: ApiError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
-    if error.status in (408, 413):
-        headers["Connection"] = "close"  # what is left of the body is not read
+    if error.status == 408:  # after a 413 what is left of the body is thrown away as it comes:
+        headers["Connection"] = "close"  # to close would cut off clients that send it all first
     return Response(
         error.answer().model_dump_json(),
         status_code=error.status,

@@ -82,15 +82,14 @@ def _refusal(error: ValidationError) -> ApiError:
     fits best."""
     every = error.errors(include_url=False, include_context=True, include_input=False)
     field = every[0]["loc"][:1]
-    first = max((e for e in every if e["loc"][:1] == field), key=lambda e: len(e["loc"]))
+    of_field = [e for e in every if e["loc"][:1] == field]
+    first = max(of_field, key=lambda e: (len(_names(e["loc"])), not e["type"].endswith("_type")))
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, NotDone):
         return ApiError(400, str(cause), code="unsupported_parameter", param=cause.name)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['msg']}", code="invalid_json")
-    names = [part for part in first["loc"] if not _BRANCH.fullmatch(str(part))]
-    # The discriminator of response_format is both a branch and a field.
-    param = ".".join(map(str, names)) or None
+    param = ".".join(_names(first["loc"])) or None
     if first["type"] == "extra_forbidden":
         message = f"there is no field {param}"
         return ApiError(400, message, code="unknown_parameter", param=param)
@@ -99,6 +98,12 @@ def _refusal(error: ValidationError) -> ApiError:
         return ApiError(400, message, code="missing_required_parameter", param=param)
     place = f"{param}: " if param else ""
     return ApiError(400, f"{place}{first['msg']}", code="invalid_value", param=param)
+
+
+def _names(place: tuple[int | str, ...]) -> list[str]:
+    """The fields and indices of a place, without the branches of unions."""
+    words = list(map(str, place))
+    return words[:1] + [word for word in words[1:] if not _BRANCH.fullmatch(word)]
 
 
 async def unless_left(request: Request, work: Awaitable[Result]) -> Result:

@@ -76,7 +76,8 @@ class _OfEngine:
             ("atoll_running_requests", "Requests in the batch.", load.running),
             ("atoll_queued_requests", "Requests that wait for a place.", load.queued),
             ("atoll_slots", "Places in the batch.", load.slots),
-            ("atoll_cache_used_bytes", "Keys and values that are kept.", load.cache_used),
+            ("atoll_cache_used_bytes", "Keys and values of requests.", load.cache_used),
+            ("atoll_cache_kept_bytes", "Of earlier requests, given up on need.", load.cache_kept),
             ("atoll_cache_size_bytes", "The bound on keys and values.", load.cache_size),
         ):
             yield GaugeMetricFamily(name, what, value=value)

@@ -378,8 +378,8 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """The answer of /health; ``stopping`` comes with status 503."""
+    """The answer of /health; all but ``ok`` come with status 503."""
 
-    status: Literal["ok", "stopping"]
+    status: Literal["ok", "stopping", "failed"]
     running: int
     queued: int
