@@ -26,11 +26,17 @@ class Placed:
 
 
 def placed(
-    fleet: Fleet, rules: Sequence[Rule], day: datetime.date, *, headquarters: str | None
+    fleet: Fleet,
+    rules: Sequence[Rule],
+    day: datetime.date,
+    *,
+    headquarters: str | None,
+    none_left: bool = False,
 ) -> Placed:
     """What the rules say of every island of a stock; an island of which it cannot be told stays.
 
-    InputError for a site whose country there is not; `NoPlacement` if no island is left.
+    InputError for a site whose country there is not; `NoPlacement` if no island is left, unless
+    `none_left` may be.
     """
     sites = {site.name: site for site in fleet.site}
     refused, notes = {}, list[str]()
@@ -52,7 +58,7 @@ def placed(
             missing = "; ".join(verdict.missing) or verdict.reason
             notes.append(f"rules: of island {island.name} it cannot be told: {_in_a_file(missing)}")
         notes += [f"rules: island {island.name}: {told}" for told in binding_notes(verdict)]
-    if len(refused) == len(fleet.island):
+    if len(refused) == len(fleet.island) and not none_left:
         why = "\n".join(f"  {name}: {reason}" for name, reason in refused.items())
         raise NoPlacement(f"the rules refuse every island on {day}\n{why}\n  {NO_ADVICE}")
     return Placed(refused=refused, notes=(*notes, f"rules of {day}: {NO_ADVICE}"))
