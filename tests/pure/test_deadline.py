@@ -1,5 +1,6 @@
 """The largest model by a day: the laws by hand, the ladder and its bisection by rule."""
 
+import itertools
 import json
 import tomllib
 from datetime import date
@@ -123,7 +124,7 @@ def test_a_ladder_rises_and_holds_its_own_model(name) -> None:
     models = ladder(recipe)
     sizes = [model.num_parameters() for model in models]
     assert sizes == sorted(set(sizes)) and recipe.model in models
-    near = [b / a for a, b in zip(sizes, sizes[1:], strict=False) if 1e10 < a < 1e12]
+    near = [b / a for a, b in itertools.pairwise(sizes) if 1e10 < a < 1e12]
     assert max(near) < 1.12 and sum(near) / len(near) < STEP + 0.03
     for model in models[:: len(models) // 20]:
         aspect = (model.width / model.layers) / (recipe.model.width / recipe.model.layers)

@@ -8,9 +8,10 @@ from tests.pure.run_cases import Told
 from tests.pure.test_recipe import recipe
 
 from atoll.errors import InputError, RunError
+from atoll.history.telling import spike_words
 from atoll.recipe import GuardSpec, Recipe
 from atoll.run import Ledger, LedgerLine
-from atoll.training.guard import Guard, require_no_stop, words_of
+from atoll.training.guard import Guard, require_no_stop
 
 SKIP = {"on_spike": "skip", "grad_norm": 2.0}
 
@@ -86,7 +87,7 @@ def test_a_spike_is_above_the_median_of_whole_windows() -> None:
     spike = guard.judge(step=6, loss=99.0, grad_norm=3.0000001)
     assert spike is not None and (spike.did, spike.why) == ("skip", "grad_norm")
     assert (spike.value, spike.reference, spike.to) == (3.0000001, 1.5, None)
-    assert "skipped" in words_of(spike.model_dump())
+    assert "skipped" in spike_words(spike.model_dump())
 
 
 def test_of_two_spikes_the_loss_is_named() -> None:

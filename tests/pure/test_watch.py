@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 from tests.pure import run_cases
 
-from atoll.cli import main, watch_page, watch_terminal
-from atoll.history import reading
+from atoll.cli import main, watch_terminal
+from atoll.history import reading, telling
+from atoll.web import run_page
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +45,13 @@ def test_the_page_shows_it_all(eventful, capsys):
 
 
 def test_marks_stand_where_things_happened(eventful):
-    marks = watch_terminal.marks_of(reading.read(eventful.path))
+    marks = telling.marks_of(reading.read(eventful.path))
     for mark in [(61, "lost"), (82, "joined"), (85, "healed"), (85, "split"), (201, "resumed")]:
         assert mark in marks
     assert [step for step, kind in marks if kind == "left"] == [401]
     text = painted(reading.read(eventful.path))
     legend = next(line for line in text.splitlines() if "died or put out" in line)
-    for sign, _, meaning in watch_terminal.MARKS.values():
+    for sign, _, meaning in telling.MARKS.values():
         if meaning in legend:
             assert text.count(sign) > legend.count(sign), meaning
 
@@ -71,7 +72,7 @@ def test_many_islands(tmp_path):
     run.end("finished")
     text = painted(reading.read(run.path))
     assert "284 more" in text and len(text.splitlines()) < 60
-    page = watch_page.html_of(reading.read(run.path))
+    page = run_page.html_of(reading.read(run.path))
     assert page.count("island-") > 150 and "and 100 more" in page
 
 
@@ -80,10 +81,10 @@ def test_a_run_without_a_step(tmp_path):
     run.start(a="k1")
     history = reading.read(run.path)
     assert "the curve begins with the first step" in painted(history)
-    assert "begins with the first step" in watch_page.html_of(history)
+    assert "begins with the first step" in run_page.html_of(history)
     run.steps(1)
     history = reading.read(run.path)
-    assert "step 1 of" in painted(history) and "<svg" in watch_page.html_of(history)
+    assert "step 1 of" in painted(history) and "<svg" in run_page.html_of(history)
 
 
 def test_a_torn_last_line_does_not_harm(tmp_path, capsys):
@@ -124,7 +125,7 @@ def test_the_page_for_a_browser(eventful, tmp_path, capsys):
     words = " ".join(root.itertext())
     for word in ("Where the time went", "lost islands", "johor (leased)", "no heartbeat"):
         assert word in words
-    assert 'http-equiv="refresh" content="5"' in watch_page.html_of(
+    assert 'http-equiv="refresh" content="5"' in run_page.html_of(
         reading.read(eventful.path), reload=True
     )
 
@@ -135,7 +136,7 @@ def test_names_in_files_are_no_markup(tmp_path):
     run.steps(3)
     run.event("died", island="<b>&[red]", reason="<script>x</script> [bold]", step=3)
     history = reading.read(run.path)
-    page = watch_page.html_of(history)
+    page = run_page.html_of(history)
     assert "<script" not in page and "&lt;b&gt;&amp;[red]" in page
     assert "<b>&[red]" in painted(history) and "[bold]" in painted(history)
 

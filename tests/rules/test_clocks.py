@@ -7,13 +7,13 @@ from tests.rules.test_style import PATHS, SOURCE, parse
 
 MAY_STAMP = {
     "cli/checking.py": "a check without a day is of today",
-    "cli/watch_page.py": "the page says when it was drawn",
     "cli/watch_terminal.py": "how long ago an island was seen",
     "history/reading.py": "whether a file was written a moment ago",
     "planning/planner.py": "a plan without a day begins today",
     "run.py": "when an event happened",
     "training/measure.py": "the day of a measurement",
     "training/metrics.py": "TensorBoard's events have a time",
+    "web/run_page.py": "the page says when it was drawn",
 }
 """Modules that may look at the wall clock, and what for. None of them waits for anything."""
 MAY_COMPARE = {"history/reading.py"}

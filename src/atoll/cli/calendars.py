@@ -38,7 +38,7 @@ WhatIfs = Annotated[
         "--what-if",
         metavar="TEXT",
         help='With --from: the same run on another fleet: "+10000 ascend from 2024-10-01", "no '
-        'more h20 from DATE", "without leased from DATE", "late ascend by 60 d" (docs/calendar.md).',
+        'more h20 from DATE", "without b from DATE", "late ascend by 60 d" (docs/calendar.md).',
         show_default=False,
     ),
 ]

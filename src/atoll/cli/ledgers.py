@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,8 @@ import typer
 
 from atoll.cli.output import Json, print_json, print_pairs
 from atoll.errors import InputError
-from atoll.units import format_count, format_seconds
+from atoll.history.telling import clock_of, duration, spike_words, words_of
+from atoll.units import format_count
 
 SiteName = Annotated[
     str | None,
@@ -23,7 +23,6 @@ SiteName = Annotated[
     ),
 ]
 _MOST_RANGES = 12
-_MOST_REASON = 160
 
 
 def ledger(
@@ -83,60 +82,6 @@ def ledger(
     else:
         show(answer)
     return 0
-
-
-def words_of(event: Mapping[str, Any]) -> str:
-    """What happened, for a person, without the time."""
-    kind, island = event["kind"], event.get("island")
-    reason = " ".join(str(event.get("reason", "")).split())
-    if len(reason) > _MOST_REASON:
-        reason = reason[: _MOST_REASON - 3] + "..."
-    reason = f": {reason}" if reason else ""
-    if kind == "checkpointed":
-        return f"checkpoint written by {island} in {format_seconds(float(event['seconds']))}"
-    if kind == "checkpoint_failed":
-        return f"no checkpoint from {island}{reason}"
-    if kind == "started":
-        names = list(event.get("islands", {}))
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        return f"training started after step {event.get('step', 0)} on {shown}"
-    if kind == "rolled_back":
-        return f"{event.get('dropped')} steps taken back, to step {event.get('to')}"
-    if kind == "taken_over":
-        waiting = ", ".join(event.get("islands", []))
-        return f"{waiting} waited for a pilot with the weights after step {event.get('step')}"
-    if kind == "requantised":
-        times = event.get("times", 1)
-        often = "once" if times == 1 else f"{times} times"
-        return f"computed anew {often}, because a sum overflowed"
-    if kind == "spike":
-        from atoll.training.guard import words_of as words_of_spike
-
-        return words_of_spike(event)
-    texts = {
-        "died": "died",
-        "failed": "failed",
-        "hung": "was silent and given up",
-        "corrupt": "computed something else than the others and was put out",
-        "left": "left",
-        "joined": "joined and is being healed",
-        "healed": "holds the weights and gets grains",
-        "restarted": "is started again",
-        "refused": "was refused",
-    }
-    if island is None:
-        return f"training {kind}{reason}"
-    return f"{island} {texts.get(kind, kind)}{reason}"
-
-
-def clock_of(seconds: float) -> str:
-    """A time of day in local time, with the day."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person, none below a millisecond."""
-    return format_seconds(seconds) if seconds >= 1e-3 else "0 s"
 
 
 def _show_summary(answer: Mapping[str, Any]) -> None:
@@ -202,9 +147,7 @@ def _show_step(answer: Mapping[str, Any]) -> None:
         "fingerprint": f"{answer['fingerprint_before']} before it",
     }
     if answer["spike"] is not None:
-        from atoll.training.guard import words_of as words_of_spike
-
-        pairs["spike"] = words_of_spike(answer["spike"])
+        pairs["spike"] = spike_words(answer["spike"])
     if answer["requantised"]:
         pairs["requantised"] = f"{answer['requantised']} times"
     print_pairs({name: text for name, text in pairs.items() if text})

@@ -13,22 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from atoll.cli.ledgers import duration, words_of
 from atoll.history import answers
 from atoll.history.goodput import Goodput, goodput
-from atoll.history.story import LOST, History, island_of, step_of
+from atoll.history.story import History
+from atoll.history.telling import MARKS, duration, end_of_steps, marks_of, words_of
 from atoll.training.curve import ASCII, UNICODE, Points, draw
 from atoll.units import format_count, format_seconds
-
-MARKS: Mapping[str, tuple[str, str, str]] = {
-    "lost": ("x", "bold red", "died or put out"),
-    "left": ("<", "bold magenta", "left"),
-    "joined": ("+", "bold yellow", "joined"),
-    "healed": ("*", "bold green", "healed"),
-    "resumed": ("|", "bold blue", "resumed"),
-    "split": ("~", "bold white", "re-split"),
-}
-"""Kind of a mark on the curve -> its character, style and meaning; the first of a place wins."""
 
 _WIDEST = 120
 _MOST_ISLANDS = 16
@@ -52,30 +42,6 @@ _COLOURS = {
     "between_steps": "blue",
     "stopped": "bright_black",
 }
-
-
-def marks_of(history: History) -> list[tuple[int, str]]:
-    """(step, key of `MARKS`) of what happened to islands, and of steps that other islands than
-    those of the step before computed."""
-    marks = []
-    for event in history.events:
-        kind, step = event["kind"], step_of(event)
-        if step is None or (island_of(event) is None and kind != "started"):
-            continue
-        if kind == "left":
-            marks.append((step, "left"))
-        elif kind in LOST:
-            marks.append((step, "lost"))
-        elif kind in ("joined", "healed"):
-            marks.append((step, kind))
-        elif kind == "started" and step > 1:
-            marks.append((step, "resumed"))
-    before: set[str] | None = None
-    for line in history.lines:
-        if before is not None and set(line.grains) != before:
-            marks.append((line.step, "split"))
-        before = set(line.grains)
-    return sorted(marks)
 
 
 def page(history: History, console: Console, *, now: float | None = None) -> RenderableType:
@@ -153,14 +119,6 @@ def _curve(history: History, *, width: int, height: int, ascii_only: bool) -> li
         if kind in shown:
             legend.append(sign, style).append(f" {meaning}   ", "dim")
     return [*lines, legend]
-
-
-def end_of_steps(last: int, total: int) -> float:
-    """Where `curve.draw` ends its axis of steps: halved while the curve fills less than half."""
-    end = float(max(total, last, 1))
-    while end / 2 >= max(last, 10.0):
-        end /= 2
-    return end
 
 
 def _put_marks(lines: list[Text], marks: Sequence[tuple[int, str]], *, end: float) -> set[str]:

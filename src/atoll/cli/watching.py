@@ -72,8 +72,8 @@ def watch(
 
 
 def _write(history: History, page: Path, *, reload: bool) -> None:
-    from atoll.cli.watch_page import html_of
     from atoll.run import write_atomically
+    from atoll.web.run_page import html_of
 
     if page.is_dir():
         raise InputError("is a folder", file=page, fix="name a file in it, such as page.html")
@@ -143,8 +143,8 @@ def _pause_after(began: float) -> float:
 
 def _answer(history: History) -> dict[str, Any]:
     """What the page shows, as plain tables."""
-    from atoll.cli.watch_terminal import marks_of
     from atoll.history import answers
+    from atoll.history.telling import marks_of
 
     last = history.lines[-1] if history.lines else None
     known = {"run", "state", "step", "total_steps", "loss", "tokens", "contract"}

@@ -17,7 +17,7 @@ from atoll import facts
 from atoll.errors import AtollError, InputError
 from atoll.fleet import Fleet
 from atoll.planning.goodput import Goodput, goodput_of
-from atoll.planning.placing import NoPlacement
+from atoll.planning.placing import NoPlacement, allowed
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
 from atoll.recipe import Recipe
 from atoll.supply import Which
@@ -179,77 +179,39 @@ def day_after(start: date, seconds: float | None) -> date | None:
 class Rates:
     """How fast any stock of a fleet computes; each stock is planned once."""
 
-    def __init__(self, recipe: Recipe, fleet: Fleet, asked: Asked) -> None:
-        """For stocks of this fleet; `asked.day` plays no part."""
-        self.recipe, self.fleet, self.rules = recipe, fleet, asked
-        # Rules are asked here, for the day of each stock, and not once more for every plan.
-        self.asked = replace(asked, day=None, rules=None)
-        self.known: dict[tuple[int, ...], Rated] = {}
-        self._refused: dict[date, Mapping[str, str]] = {}
+    def __init__(
+        self, recipe: Recipe, fleet: Fleet, asked: Asked, *, known: Rates | None = None
+    ) -> None:
+        """For stocks of this fleet; of `asked.day` only the rules of that day count.
+
+        `known` are those of another fleet: where it has the same islands, whatever comes and goes
+        there, what is planned for one of the two is known to both.
+        """
+        self.recipe, self.fleet, self.asked = recipe, fleet, asked
+        alike = known is not None and known.recipe == recipe and _same_islands(known.fleet, fleet)
+        self.known: dict[tuple[int, ...], Rated] = known.known if known and alike else {}
 
     def know(self, answer: Answer) -> None:
         """A plan that was made before, so that it is not made again."""
-        day = answer.day
-        refused = self.refused(day) if day is not None else {}
-        chips = {one.name: one.num_chips for one in answer.fleet.island if one.name not in refused}
+        chips = {one.name: one.num_chips for one in answer.fleet.island}
         goodput = goodput_of(answer, self.fleet.failures)
         self.known[self._key(chips)] = Rated(chips=chips, answer=answer, goodput=goodput)
 
-    def learn(self, other: Rates) -> None:
-        """All plans of another fleet that has the same islands, or the first ones of these."""
-        first = [one.model_copy(update={"nodes": 0, "lease": None}) for one in self.fleet.island]
-        theirs = [one.model_copy(update={"nodes": 0, "lease": None}) for one in other.fleet.island]
-        if theirs == first[: len(theirs)] and other.recipe == self.recipe:
-            more = (0,) * (len(first) - len(theirs))
-            self.known = {key + more: rated for key, rated in other.known.items()} | self.known
-
-    def of(self, chips: Mapping[str, int], day: date | None = None) -> Rated:
-        """The best plan for chips by island; chips that fill no node are left out.
-
-        With a day those that the rules refuse then stand idle.
-        """
+    def of(self, chips: Mapping[str, int]) -> Rated:
+        """The best plan for chips by island; chips that fill no node are left out."""
         islands = [
-            one.model_copy(update={"nodes": chips.get(one.name, 0) // one.chips_per_node})
+            one.model_copy(
+                update={"nodes": chips.get(one.name, 0) // one.chips_per_node, "lease": None}
+            )
             for one in self.fleet.island
         ]
-        there = {one.name: one.num_chips for one in islands if one.nodes}
-        refused = self.refused(day) if day is not None else {}
-        whole = {name: number for name, number in there.items() if name not in refused}
+        whole = {one.name: one.num_chips for one in islands if one.nodes}
         key = self._key(whole)
         if key not in self.known:
-            left = [one for one in islands if one.name in whole]
+            left = [one for one in islands if one.nodes]
             empty: dict[str, Any] = {"island": left, "delivery": [], "withdrawal": []}
             self.known[key] = self._planned(whole, self.fleet.model_copy(update=empty))
-        best = self._best(key)
-        if whole == there:
-            return best
-        why = best.why if whole else "; ".join(f"{name}: {refused[name]}" for name in there)
-        return replace(best, chips=there, why=why)
-
-    def refused(self, day: date) -> Mapping[str, str]:
-        """Island -> why the rules refuse its chips on a day."""
-        if self.rules.rules is None:
-            return {}
-        if day not in self._refused:
-            asked = replace(self.rules, day=day)
-            self._refused[day] = asked.placed(self.fleet, none_left=True).refused
-        return self._refused[day]
-
-    def days(self, start: date) -> list[date]:
-        """The first day, and each one after it on which chips or what rules refuse change.
-
-        InputError if more is withdrawn on a day than is there.
-        """
-        changes = set(self.fleet.change_days(start))
-        rules = self.rules.rules or ()
-        turns = {day for rule in rules for day in (rule.start, rule.until) if day is not None}
-        days, before = [start], self.refused(start)
-        for day in sorted(changes | {day for day in turns if day > start}):
-            refused = self.refused(day)
-            if day in changes or refused.keys() != before.keys():
-                days.append(day)
-            before = refused
-        return days
+        return self._best(key)
 
     def _key(self, chips: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(chips.get(one.name, 0) for one in self.fleet.island)
@@ -276,6 +238,13 @@ class Rates:
         return own if best is own else replace(best, chips=own.chips)
 
 
+def _same_islands(a: Fleet, b: Fleet) -> bool:
+    """Whether two fleets differ in nothing but how many chips they hold when."""
+    bare = {"nodes": 0, "lease": None}
+    one, other = ([each.model_copy(update=bare) for each in fleet.island] for fleet in (a, b))
+    return (one, a.site, a.link, a.failures) == (other, b.site, b.link, b.failures)
+
+
 def run_through(
     total: float, begins: Sequence[float], rates: Iterable[float]
 ) -> tuple[Curve, float | None]:
@@ -299,40 +268,56 @@ def run_through(
 def first_plan(recipe: Recipe, fleet: Fleet, asked: Asked) -> Answer:
     """The plan of the first day from `asked.day` on for whose stock there is one.
 
-    InputError for what is wrong; `NoPlan` if the model fits on no day, saying by how much.
+    Rules are asked as in `calendar_from`. InputError for what is wrong; `NoPlan` if the model fits
+    on no day, saying by how much.
     """
     assert asked.day is not None, "a calendar begins on a day"
-    faults: list[AtollError] = []
-    for day in Rates(recipe, fleet, asked).days(asked.day):
+    try:
+        return plan(recipe, fleet, asked)
+    except (NoPlan, NoPlacement, InputError) as fault:
+        faults: list[AtollError] = [fault]
+    left, _, free = by_rules(fleet, asked)
+    for day in left.change_days(asked.day):
         try:
-            return plan(recipe, fleet, replace(asked, day=day))
-        except (NoPlan, NoPlacement, InputError) as fault:
+            return plan(recipe, left, replace(free, day=day))
+        except (NoPlan, InputError) as fault:
             faults.append(fault)
     misfits = [fault for fault in faults if isinstance(fault, NoPlan)]
     raise misfits[-1] if misfits else faults[0]
 
 
-def calendar_of(
-    answer: Answer, fleet: Fleet, asked: Asked, *, known: Rates | None = None
-) -> Calendar:
+def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
     """The run from `asked.day` on; `answer` is the plan of a stock that `fleet` has on some day.
 
-    `known` are plans of the same recipe on the fleet before it was changed.
     InputError if more is withdrawn on a day than is there.
     """
-    start = asked.day
-    assert start is not None, "a calendar begins on a day"
+    assert asked.day is not None, "a calendar begins on a day"
     rates = Rates(answer.recipe, fleet, asked)
     rates.know(answer)
-    if known is not None:
-        rates.learn(known)
-    days = rates.days(start)
-    tokens = float(answer.steps) * answer.recipe.tokens_per_step
+    return calendar_from(rates, asked.day)
+
+
+def calendar_from(rates: Rates, start: date) -> Calendar:
+    """The run from a day on, with or without a chip there yet. InputError as `calendar_of`."""
+    left, refused, asked = by_rules(rates.fleet, replace(rates.asked, day=start))
+    rates = Rates(rates.recipe, left, asked, known=rates)
+    recipe = rates.recipe
+    days = [start, *left.change_days(start)]
+    tokens = float(recipe.total_steps()) * recipe.tokens_per_step
     courses: dict[Which, Course] = {}
     for which in WHICH:  # few chips first: what is found for them holds for more of them too
         courses[which] = course_of(rates, days, tokens, which)
     found = Calendar(start=start, tokens=tokens, courses=courses, rates=rates, notes=())
-    return replace(found, notes=tuple(_notes(found)))
+    kept_out = (f"left out: {what}: {why}" for what, why in refused)
+    return replace(found, notes=(*kept_out, *_notes(found)))
+
+
+def by_rules(fleet: Fleet, asked: Asked) -> tuple[Fleet, Sequence[tuple[str, str]], Asked]:
+    """The fleet without what the rules refuse, what that is, and the rest of what is asked."""
+    if asked.rules is None or asked.day is None:
+        return fleet, (), asked
+    left, refused = allowed(fleet, asked.rules, asked.day)
+    return left, refused, replace(asked, rules=None)
 
 
 def course_of(rates: Rates, days: Sequence[date], total: float, which: Which) -> Course:
@@ -342,7 +327,7 @@ def course_of(rates: Rates, days: Sequence[date], total: float, which: Which) ->
 
     def each() -> Iterator[float]:
         for day in days:
-            found.append(rates.of(stock_of(rates.fleet, day, which), day))
+            found.append(rates.of(stock_of(rates.fleet, day, which)))
             yield found[-1].rate(which)
 
     curve, done = run_through(total, begins, each())

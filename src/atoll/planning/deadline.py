@@ -17,7 +17,16 @@ from atoll.errors import InputError
 from atoll.facts.scaling import Rule, laws
 from atoll.fleet import Fleet
 from atoll.model import Model
-from atoll.planning.calendar import DAY, WHICH, Course, Rates, course_of, day_after, stock_of
+from atoll.planning.calendar import (
+    DAY,
+    WHICH,
+    Course,
+    Rates,
+    by_rules,
+    course_of,
+    day_after,
+    stock_of,
+)
 from atoll.planning.family import ladder, near, rule_for, sized
 from atoll.planning.planner import Asked, NoPlan, peaks_of
 from atoll.recipe import Recipe
@@ -140,13 +149,14 @@ class _Search:
         report: Callable[[str], None] | None,
     ) -> None:
         assert asked.day is not None
-        self.recipe, self.fleet, self.asked, self.report = recipe, fleet, asked, report
+        self.recipe, self.report = recipe, report
+        self.fleet, _, self.asked = by_rules(fleet, asked)
         self.rule = rule_for(recipe)
         self.models: Sequence[Model] = ladder(recipe)
         self.seconds = ((by - asked.day).days + 1) * DAY
-        own = Rates(recipe, fleet, asked)
-        self.days = [day for day in own.days(asked.day) if day <= by]
-        self.peak = {which: self._peak(own, which) for which in WHICH}
+        days = [asked.day, *self.fleet.change_days(asked.day)]
+        self.days = [day for day in days if day <= by]
+        self.peak = {which: self._peak(which) for which in WHICH}
         self.rates: dict[int, Rates] = {}
         self.found: dict[tuple[int, Which], Size] = {}
 
@@ -202,11 +212,11 @@ class _Search:
         if course.done is not None or course.curve[-1][1] > 0:
             return ""
         last = self.days[-1]
-        return self.rates[rung].of(stock_of(self.fleet, last, which), last).why
+        return self.rates[rung].of(stock_of(self.fleet, last, which)).why
 
-    def _peak(self, rates: Rates, which: Which) -> float:
+    def _peak(self, which: Which) -> float:
         """FLOP that all chips of a course could compute by the last day at their peak."""
-        peaks, total = peaks_of(rates.recipe, self.fleet, rates.asked), 0.0
+        peaks, total = peaks_of(self.recipe, self.fleet, self.asked), 0.0
         ends = [*((day - self.days[0]).days * DAY for day in self.days[1:]), self.seconds]
         for day, end in zip(self.days, ends, strict=True):
             chips = stock_of(self.fleet, day, which)

@@ -92,7 +92,7 @@ def draw(calendar: Calendar, *, number: int, seed: int) -> Draws:
         speed=random.standard_normal(number),
         failures=triangle_of(random.random(number), *_failure_range(fleet.failures)),
     )
-    days = rates.days(start)
+    days = [start, *fleet.change_days(start)]
     chips = np.tile(np.array([float(one.num_chips) for one in fleet.island]), (number, 1))
     by_name = peaks_of(rates.recipe, fleet, rates.asked)
     peaks = np.array([by_name[one.name] for one in fleet.island])
@@ -108,11 +108,8 @@ def draw(calendar: Calendar, *, number: int, seed: int) -> Draws:
             break
         begin = (day - start).days * DAY
         end = (days[index + 1] - start).days * DAY if index + 1 < len(days) else math.inf
-        refused = rates.refused(day)
-        there = np.array(
-            [float(one.is_there(day) and one.name not in refused) for one in fleet.island]
-        )
-        rate = _rates(rates, day, chips[open_] * there, peaks, drawn, open_)
+        there = np.array([float(one.is_there(day)) for one in fleet.island])
+        rate = _rates(rates, chips[open_] * there, peaks, drawn, open_)
         with np.errstate(divide="ignore", over="ignore"):
             left = (calendar.tokens - tokens[open_]) / rate.raw
         rate_now = rate.raw * _stays(random, rate, np.minimum(left, end - begin), drawn, open_)
@@ -180,12 +177,7 @@ class _Rates:
 
 
 def _rates(
-    rates: Rates,
-    day: date,
-    chips: Floats,
-    peaks: Floats,
-    drawn: _Drawn,
-    open_: NDArray[np.intp],
+    rates: Rates, chips: Floats, peaks: Floats, drawn: _Drawn, open_: NDArray[np.intp]
 ) -> _Rates:
     """Plans the support points of a period, and what lies between them for every run."""
     import numpy as np
@@ -196,7 +188,7 @@ def _rates(
     places, rows = [], []
     for index in support(size):
         names = (one.name for one in rates.fleet.island)
-        rated = rates.of({name: int(n) for name, n in zip(names, whole[index], strict=True)}, day)
+        rated = rates.of({name: int(n) for name, n in zip(names, whole[index], strict=True)})
         good, answer = rated.goodput, rated.answer
         places.append(float(size[index]))
         if answer is None or good is None:

@@ -98,7 +98,7 @@ def _ratio(own: Model, parameters: float) -> float:
     for _ in range(40):
         over = layers * ratio**3 + embeddings * ratio - parameters
         ratio -= over / (3.0 * layers * ratio**2 + embeddings)
-    return ratio
+    return float(ratio)
 
 
 def sized(recipe: Recipe, model: Model, rule: Rule) -> Recipe:

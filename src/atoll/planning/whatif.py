@@ -21,7 +21,7 @@ from typing import Any
 from atoll import facts, strict, units
 from atoll.errors import AtollError, InputError
 from atoll.fleet import Fleet, Island
-from atoll.planning.calendar import ENDS, Calendar, calendar_of, first_plan
+from atoll.planning.calendar import ENDS, Calendar, Rates, calendar_from
 from atoll.planning.deadline import Deadline, largest
 from atoll.planning.deadline import as_json as sizes
 from atoll.planning.draws import draw
@@ -86,7 +86,7 @@ def compare(
         if report is not None:
             report(what)
         try:
-            found = calendar_of(first_plan(recipe, other, asked), other, asked, known=base.rates)
+            found = calendar_from(Rates(recipe, other, asked, known=base.rates), asked.day)
             if base.draws is not None:
                 drawn = draw(found, number=base.draws.number, seed=base.draws.seed)
                 found = replace(found, draws=drawn)

@@ -18,16 +18,16 @@ Step numbers, the learning rate and the order of the text go on as ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from atoll.errors import RunError
+from atoll.history.telling import QUANTITIES
 from atoll.recipe import GuardSpec
 from atoll.run import LedgerLine, Spike
 
 Change = Literal["update", "keep", "skip", "roll-back"]
-_WORDS = {"loss": "the loss", "grad_norm": "the gradient's norm"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,15 +110,6 @@ def median(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def words_of(spike: Mapping[str, Any]) -> str:
-    """What was seen and done, for a person, from the fields of a `Spike`."""
-    done = "its update is skipped"
-    if spike["did"] == "roll-back":
-        done = f"the weights go back to those after step {spike['to']}"
-    seen = f"{_WORDS[spike['why']]} was {spike['value']:.4g}, usual is {spike['reference']:.4g}"
-    return f"{seen}: {done}"
-
-
 def require_no_stop(line: LedgerLine, *, spec: GuardSpec) -> None:
     """RunError for a step at which the recipe's guard stops the run; it is not committed."""
     spike = line.spike
@@ -127,7 +118,7 @@ def require_no_stop(line: LedgerLine, *, spec: GuardSpec) -> None:
     factor = spec.loss if spike.why == "loss" else spec.grad_norm
     limit = "" if spec.on_spike == "stop" else f", and guard.limit = {spec.limit} is used up"
     raise RunError(
-        f"step {line.step}: {_WORDS[spike.why]} is {spike.value:.6g}, more than "
+        f"step {line.step}: {QUANTITIES[spike.why]} is {spike.value:.6g}, more than "
         f"guard.{spike.why} = {factor:g} times the median of the last {spec.window} steps "
         f"({spike.reference:.6g}){limit}. Nothing of this step was committed, the weights before "
         "it are kept; going on with this recipe meets the same spike. For a new run: a lower "

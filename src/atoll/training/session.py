@@ -12,13 +12,14 @@ from typing import Any, Literal
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, matched_model
 from atoll.errors import AtollError, CheckpointError, InputError, Interrupted, RunError
+from atoll.history.telling import spike_words
 from atoll.model import Model
 from atoll.run import Events, Ledger, LedgerLine, RunFolder
 from atoll.training import checkpoint, exponents, shares
 from atoll.training.crewing import MemberSpec, Starting, assemble, members_of, require_dialable
 from atoll.training.display import Display, IslandView, Snapshot
 from atoll.training.fleet_file import FleetFile
-from atoll.training.guard import require_no_stop, words_of
+from atoll.training.guard import require_no_stop
 from atoll.training.interruption import interruptible
 from atoll.training.joining import Joining
 from atoll.training.keeping import Keeping
@@ -333,7 +334,7 @@ class _Session:
         if line.spike is not None:
             told = line.spike.model_dump(exclude_none=True)
             self.events.append("spike", step=line.step, **told)
-            self.display.say(f"step {line.step}: {words_of(told)} (the recipe's guard)")
+            self.display.say(f"step {line.step}: {spike_words(told)} (the recipe's guard)")
 
     def _ranges(self, step: int) -> dict[str, shares.Ranges]:
         """The split of a step: by the plan's rule, over the members that are here."""

@@ -1,4 +1,7 @@
-"""The page of `atoll watch --page`: one HTML file that needs nothing else, no script either."""
+"""A run as a page: the file of `atoll watch --page`, which needs nothing else, no script either.
+
+`sections_of` is the same for a place inside another page.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atoll.cli.ledgers import clock_of, duration, words_of
-from atoll.cli.watch_terminal import MARKS, end_of_steps, marks_of
 from atoll.history import answers
 from atoll.history.goodput import CAUSES, Goodput, goodput
 from atoll.history.story import History
+from atoll.history.telling import MARKS, clock_of, duration, end_of_steps, marks_of, words_of
 from atoll.planning.page import HATCHES, POLICY, STYLE, table
 from atoll.planning.svg import NARROW, WIDE, Drawing, escape, ink_on, tag, text_width
 from atoll.training.curve import Axis, fit_axis, ticks
@@ -49,27 +51,21 @@ _STATE_COLOURS = {
 }
 _MOST_ISLANDS = 200
 _MOST_EVENTS = 60
-_STYLE = """
+RUN_STYLE = """
 .curve { stroke: var(--blue); stroke-width: 2; stroke-linejoin: round; }
 .val { fill: #e69f00; stroke: var(--paper); stroke-width: 1.2; }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin-right: 6px; }
 .state { white-space: nowrap; }
 td.n { min-width: 4ch; }
 """
+"""What the sections of a run need beside the style sheet of all pages."""
 
 
 def html_of(history: History, *, reload: bool = False) -> str:
     """The whole page; with `reload` a browser loads it again every few seconds."""
-    found = goodput(history)
     name = history.folder.name or str(history.folder)
     body = [
-        tag("h1", escape(name)),
-        tag("p", escape(_head(history)), class_="dim"),
-        _tiles(history, found),
-        *_curves(history),
-        *_time(found),
-        *_islands(history),
-        *_events(history),
+        *sections_of(history),
         tag("footer", f"atoll watch, {escape(clock_of(time.time()))}. Losses in nats a token. "
             "Goodput measures the run against itself; lost seconds are estimates from the ledger."),
     ]  # fmt: skip
@@ -78,12 +74,27 @@ def html_of(history: History, *, reload: bool = False) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", escape(f"{name}: {history.state}")),
-        f"<style>{STYLE}{_STYLE}</style>",
+        f"<style>{STYLE}{RUN_STYLE}</style>",
     ]
     if reload:
         head.insert(1, tag("meta", http_equiv="refresh", content=str(RELOAD_SECONDS)))
     whole = tag("html", tag("head", *head), tag("body", HATCHES, tag("main", *body)), lang="en")
     return f"<!DOCTYPE html>\n{whole}\n"
+
+
+def sections_of(history: History) -> list[str]:
+    """Name, numbers, curve, lost time, islands and events: markup for a place in a page that has
+    `STYLE` and `RUN_STYLE`."""
+    found = goodput(history)
+    return [
+        tag("h1", escape(history.folder.name or str(history.folder))),
+        tag("p", escape(_head(history)), class_="dim"),
+        _tiles(history, found),
+        *_curves(history),
+        *_time(found),
+        *_islands(history),
+        *_events(history),
+    ]
 
 
 def _head(history: History) -> str:
