@@ -37,8 +37,8 @@ WhatIfs = Annotated[
     typer.Option(
         "--what-if",
         metavar="TEXT",
-        help='With --from: the same run on another fleet: "+10000 ascend from 2024-10-01", "no '
-        'more h20 from DATE", "without b from DATE", "late ascend by 60 d" (docs/calendar.md).',
+        help='With --from: the same run on another fleet: "+10000 west from 2024-10-01", "no '
+        'more h20 from DATE", "without b from DATE", "late west by 60 d" (docs/calendar.md).',
         show_default=False,
     ),
 ]

@@ -1,11 +1,11 @@
 """What if: dated changes of a fleet in words, and what they do to the day on which a run is done.
 
-    +10000 ascend from 2024-10-01      so many chips more at an island, or of a chip
-    +512 h20 at johor from 2024-10-01  the same as a new island of a site
-    -4000 ascend from 2024-10-01       so many fewer, as far as they are there
-    no more h20 from 2025-04-15        deliveries of it from that day on do not come
-    without h20 from 2025-04-15        all of it is away from that day on
-    late ascend by 60 d                every delivery of it after the first day is late
+    +10000 west from 2024-10-01       so many chips more at an island, or of a chip
+    +512 h20 at johor from 2024-10-01 the same as a new island of a site
+    -4000 west from 2024-10-01        so many fewer, as far as they are there
+    no more h20 from 2025-04-15       deliveries of it from that day on do not come
+    without h20 from 2025-04-15       all of it is away from that day on
+    late west by 60 d                 every delivery of it after the first day is late
 
 Without a day a change holds from the first one on. Several with ";" in between are one question.
 """
@@ -33,7 +33,7 @@ from atoll.units import format_count
 MOST = 2**40
 """Chips of a change; more is a slip of the pen."""
 
-EXAMPLES = '"+10000 ascend from 2024-10-01", "no more h20 from 2025-04-15", "late ascend by 60 d"'
+EXAMPLES = '"+10000 west from 2024-10-01", "no more h20 from 2025-04-15", "late west by 60 d"'
 
 Words = Sequence[str | None]
 
