@@ -13,12 +13,13 @@ MAY_STAMP = {
     "serving/api.py": "when an answer was made",
     "run.py": "when an event happened",
     "training/measure.py": "the day of a measurement",
+    "training/timetable.py": "the hours of a day are those of the wall",
     "training/metrics.py": "TensorBoard's events have a time",
     "web/run_page.py": "the page says when it was drawn",
 }
 """Modules that may look at the wall clock, and what for. None of them waits for anything."""
-MAY_COMPARE = {"history/reading.py"}
-"""With the time of a file, which is wall time too."""
+MAY_COMPARE = {"history/reading.py", "training/timetable.py"}
+"""With the time of a file, or the hours of the day: wall time too."""
 
 WALL = {
     "time": {"time", "time_ns", "gmtime", "localtime", "ctime", "clock_gettime"},
