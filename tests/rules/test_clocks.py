@@ -10,6 +10,7 @@ MAY_STAMP = {
     "cli/watch_terminal.py": "how long ago an island was seen",
     "history/reading.py": "whether a file was written a moment ago",
     "planning/planner.py": "a plan without a day begins today",
+    "serving/api.py": "when an answer was made",
     "run.py": "when an event happened",
     "training/measure.py": "the day of a measurement",
     "training/timetable.py": "the hours of a day are those of the wall",
