@@ -9,9 +9,9 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from atoll import facts, strict, units
 from atoll.errors import InputError
@@ -42,6 +42,25 @@ class Span(Noun):
         return low, mid, high
 
 
+def _as_span(value: object) -> object:
+    """A time that is known exactly, as text, is a span of one length."""
+    return {"low": value, "mid": value, "high": value} if isinstance(value, str) else value
+
+
+def _as_day(value: object) -> object:
+    """A name, or numbers; InputError for anything else."""
+    numbers = isinstance(value, list) and all(
+        isinstance(one, int | float) and not isinstance(one, bool) for one in value
+    )
+    if not numbers and not isinstance(value, str):
+        fix = "the name of a published day, a CSV file, or 24 numbers"
+        raise InputError("is no day of requests", value=value, fix=fix)
+    return value
+
+
+Times = Annotated[Span, BeforeValidator(_as_span)]
+
+
 class Traffic(Noun):
     """Requests that an island serves; tokens and targets are means of a request.
 
@@ -56,7 +75,7 @@ class Traffic(Noun):
     """
 
     island: str
-    day: str | list[float] = Field(examples=["burstgpt"])
+    day: Annotated[str | list[float], BeforeValidator(_as_day)] = Field(examples=["burstgpt"])
     model: str | None = None
     requests: str | None = None
     users: str | None = None
@@ -69,8 +88,8 @@ class Traffic(Noun):
     burst: float = Field(default=1.5, ge=1, le=100)
     weights: Literal["bf16", "fp16", "fp8", "int8"] = "bf16"
     cache: Literal["bf16", "fp16", "fp8", "int8"] = "bf16"
-    lend: str | Span | None = None
-    give_back: str | Span | None = None
+    lend: Times | None = None
+    give_back: Times | None = None
     load: str | None = None
 
     @field_validator("day")
@@ -98,13 +117,11 @@ class Traffic(Noun):
             raise InputError("must be more than 0", value=value, fix='for example "2 M"')
         return value
 
-    @field_validator("time_to_first_token", "time_per_token", "lend", "give_back")
+    @field_validator("time_to_first_token", "time_per_token")
     @classmethod
-    def _is_time(cls, value: str | Span | None, info: Any) -> str | Span | None:
-        if isinstance(value, str):
-            seconds = units.parse_seconds(value)
-            if info.field_name.startswith("time") and seconds == 0:
-                raise InputError("must be more than 0", value=value, fix='for example "50 ms"')
+    def _is_time(cls, value: str) -> str:
+        if units.parse_seconds(value) == 0:
+            raise InputError("must be more than 0", value=value, fix='for example "50 ms"')
         return value
 
     @field_validator("load")
@@ -160,14 +177,6 @@ class Traffic(Noun):
             + part * local[int(hour + whole + 1) % HOURS]
             for hour in range(HOURS)
         ]
-
-
-def span_of(value: str | Span) -> tuple[float, float, float]:
-    """Low, mid and high seconds of a time that may be known exactly."""
-    if isinstance(value, Span):
-        return value.seconds
-    seconds = units.parse_seconds(value)
-    return seconds, seconds, seconds
 
 
 def with_day_file(table: Any, folder: Path) -> Any:
