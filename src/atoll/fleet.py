@@ -7,28 +7,38 @@ two sites.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from atoll import facts, strict, units
+from atoll import facts, strict
 from atoll.digest import digest_of
 from atoll.errors import InputError
 from atoll.hours import Hours, parse_offset, require_hours
 from atoll.model import Count
-from atoll.places import HERE, ChipName, Country, Link, Name, Network, Site
+from atoll.site import HERE, Link, Name, Network, Site, paths, require_known
 from atoll.strict import Noun
 from atoll.supply import Change, Failures, Lease, Which
 from atoll.traffic import Traffic, with_day_file
 
-__all__ = [
-    "HERE", "ChipName", "Country", "Fleet", "Island", "Link", "Name", "Network", "Shares", "Site",
-    "with_chip_file",
-]  # fmt: skip
+
+def _known_chip(value: str) -> str:
+    """The name itself; InputError with the nearest one if the facts hold no such chip."""
+    try:
+        facts.chip(value)
+    except InputError as error:
+        if not facts.is_chip_file(value):
+            error.key = None
+            raise
+        message = f"is a file of a chip that does not load: {str(error).splitlines()[0]}"
+        raise InputError(message, value=value, fix=error.fix) from None
+    return value
+
+
+ChipName = Annotated[str, AfterValidator(_known_chip)]
 
 
 class Island(Noun):
@@ -116,18 +126,18 @@ class Fleet(Noun):
         strict.unique("island", (island.name for island in self.island))
         sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
         for index, island in enumerate(self.island):
-            _known(island.site, sites, key=f"island[{index}].site", what="sites")
+            require_known(island.site, sites, key=f"island[{index}].site", what="sites")
             self._require_clock(island, index)
         for index, link in enumerate(self.link):
             for end in link.between:
-                _known(end, sites, key=f"link[{index}].between", what="sites")
+                require_known(end, sites, key=f"link[{index}].between", what="sites")
             if link.between[0] == link.between[1]:
                 message, key = "joins a site to itself", f"link[{index}].between"
                 raise InputError(message, key=key, value=link.between, fix="name two sites")
         names = [island.name for island in self.island]
         for table, changes in (("delivery", self.delivery), ("withdrawal", self.withdrawal)):
             for index, change in enumerate(changes):
-                _known(change.island, names, key=f"{table}[{index}].island", what="islands")
+                require_known(change.island, names, key=f"{table}[{index}].island", what="islands")
         expected = {change.island for change in self.delivery}
         for index, island in enumerate(self.island):
             if island.nodes == 0 and island.name not in expected:
@@ -151,7 +161,7 @@ class Fleet(Noun):
         islands = {island.name: island for island in self.island}
         for index, one in enumerate(self.traffic):
             key = f"traffic[{index}].island"
-            _known(one.island, list(islands), key=key, what="islands")
+            require_known(one.island, list(islands), key=key, what="islands")
             if one.island in [other.island for other in self.traffic[:index]]:
                 message, fix = "serves other traffic already", "one [[traffic]] for each island"
                 raise InputError(message, key=key, value=one.island, fix=fix)
@@ -292,37 +302,14 @@ class Fleet(Noun):
     def path(self, a: str, b: str) -> tuple[float, float] | None:
         """(bytes a second, seconds of latency) from one site to another; None inside a site.
 
-        The way with the greatest bandwidth, which is that of its narrowest part, and among those
-        the one with the least latency; it may lead through other sites. No way carries more than
-        the uplink of a site that it touches. InputError if no links join the two.
+        The way with the greatest bandwidth, and among those the one with the least latency; see
+        `paths`.
         """
         return next(iter(self.paths(a, b)), None)
 
     def paths(self, a: str, b: str) -> list[tuple[float, float]]:
-        """All ways worth taking as `path` gives them, widest first: each narrower one is quicker.
-
-        Empty inside a site. InputError if no links join the two.
-        """
-        sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
-        for name in (a, b):
-            _known(name, sites, key="link.between", what="sites")
-        if a == b:
-            return []
-        uplinks = {one.name: units.parse_bandwidth(one.uplink) for one in self.site if one.uplink}
-        edges = []
-        for link in self.link:
-            ends = [uplinks[end] for end in link.between if end in uplinks]
-            edges.append((min([link.bytes_per_second, *ends]), link))
-        found: list[tuple[float, float]] = []
-        for width in sorted({capacity for capacity, _ in edges}, reverse=True):
-            wide = [link for capacity, link in edges if capacity >= width > 0]
-            latency = _least_latency(wide, *sorted((a, b)))  # the same both ways
-            if latency is not None and (not found or latency < found[-1][1] * (1.0 - 1e-9)):
-                found.append((width, latency))
-        if not found:
-            fix = f'add a [[link]] with between = ["{a}", "{b}"], or links that lead there'
-            raise InputError(f"no link leads from {a} to {b}", key="link", fix=fix)
-        return found
+        """All ways worth taking, as `atoll.site.paths`."""
+        return paths(self.site, self.link, a, b)
 
 
 def _with_other_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -341,30 +328,6 @@ def with_chip_file(table: Any, folder: Path) -> Any:
     if isinstance(chip, str) and facts.is_chip_file(chip) and "\0" not in chip:
         return {**table, "chip": str((folder / chip).resolve())}
     return table
-
-
-def _least_latency(links: list[Link], a: str, b: str) -> float | None:
-    """Seconds over the quickest chain of links from a to b, None if there is none (Dijkstra)."""
-    queue, seen = [(0.0, a)], set()
-    while queue:
-        latency, here = heapq.heappop(queue)
-        if here == b:
-            return latency
-        if here in seen:
-            continue
-        seen.add(here)
-        for link in links:
-            if here in link.between:
-                there = link.between[here == link.between[0]]
-                heapq.heappush(queue, (latency + link.latency_seconds, there))
-    return None
-
-
-def _known(name: str, names: list[str], *, key: str, what: str) -> None:
-    """InputError with the nearest name if `name` is not among `names`."""
-    if name not in names:
-        fix = strict.nearest(name, names, what=what)
-        raise InputError(f"is none of the {what} of this file", key=key, value=name, fix=fix)
 
 
 def _possible_shares(shares: Shares, islands: list[Island]) -> None:

@@ -1,15 +1,17 @@
-"""Places: sites, the links between them, the network of an island; names and where they are.
+"""Site: places, whose they are, what power and electricity they have, and the links between them.
 
-Nouns of a fleet file; `atoll.fleet` holds them together.
+Nouns of a fleet file; what stands at a site is `atoll.fleet`.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from atoll import facts, units
+from atoll import strict, units
 from atoll.errors import InputError
 from atoll.facts import countries
 from atoll.hours import parse_offset
@@ -19,19 +21,6 @@ HERE = "here"
 """The site of islands that name none: the machine that runs the command."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
-
-
-def _known_chip(value: str) -> str:
-    """The name itself; InputError with the nearest one if the facts hold no such chip."""
-    try:
-        facts.chip(value)
-    except InputError as error:
-        if not facts.is_chip_file(value):
-            error.key = None
-            raise
-        message = f"is a file of a chip that does not load: {str(error).splitlines()[0]}"
-        raise InputError(message, value=value, fix=error.fix) from None
-    return value
 
 
 def _known_country(value: str) -> str:
@@ -44,7 +33,6 @@ def _known_country(value: str) -> str:
 
 
 Country = Annotated[str, AfterValidator(_known_country)]
-ChipName = Annotated[str, AfterValidator(_known_chip)]
 
 
 class Site(Noun):
@@ -151,3 +139,58 @@ class Network(Noun):
     def latency_seconds(self) -> float | None:
         """The latency in seconds, None where the file does not say."""
         return None if self.latency is None else units.parse_seconds(self.latency)
+
+
+def paths(
+    sites: Sequence[Site], links: Sequence[Link], a: str, b: str
+) -> list[tuple[float, float]]:
+    """(bytes a second, seconds of latency) of all ways worth taking from one site to another.
+
+    The widest first, and each narrower one is quicker; empty inside a site. A way is as wide as its
+    narrowest part and may lead through other sites; none carries more than the uplink of a site
+    that it touches. InputError if no links join the two.
+    """
+    names = [HERE, *(site.name for site in sites if site.name != HERE)]
+    for name in (a, b):
+        require_known(name, names, key="link.between", what="sites")
+    if a == b:
+        return []
+    uplinks = {one.name: units.parse_bandwidth(one.uplink) for one in sites if one.uplink}
+    edges = []
+    for link in links:
+        ends = [uplinks[end] for end in link.between if end in uplinks]
+        edges.append((min([link.bytes_per_second, *ends]), link))
+    found: list[tuple[float, float]] = []
+    for width in sorted({capacity for capacity, _ in edges}, reverse=True):
+        wide = [link for capacity, link in edges if capacity >= width > 0]
+        latency = _least_latency(wide, *sorted((a, b)))  # the same both ways
+        if latency is not None and (not found or latency < found[-1][1] * (1.0 - 1e-9)):
+            found.append((width, latency))
+    if not found:
+        fix = f'add a [[link]] with between = ["{a}", "{b}"], or links that lead there'
+        raise InputError(f"no link leads from {a} to {b}", key="link", fix=fix)
+    return found
+
+
+def _least_latency(links: list[Link], a: str, b: str) -> float | None:
+    """Seconds over the quickest chain of links from a to b, None if there is none (Dijkstra)."""
+    queue, seen = [(0.0, a)], set()
+    while queue:
+        latency, here = heapq.heappop(queue)
+        if here == b:
+            return latency
+        if here in seen:
+            continue
+        seen.add(here)
+        for link in links:
+            if here in link.between:
+                there = link.between[here == link.between[0]]
+                heapq.heappush(queue, (latency + link.latency_seconds, there))
+    return None
+
+
+def require_known(name: str, names: list[str], *, key: str, what: str) -> None:
+    """InputError with the nearest name if `name` is not among `names`."""
+    if name not in names:
+        fix = strict.nearest(name, names, what=what)
+        raise InputError(f"is none of the {what} of this file", key=key, value=name, fix=fix)
