@@ -134,7 +134,6 @@ def test_a_saved_plan_holds_lent_islands_with_hours_that_people_do_not_need(file
         assert 3540 < (end + opens - 1e-6) % 3600 + 1e-6 <= 3600, "just in time for a full hour"
 
 
-
 def test_json_has_the_day(files, capsys):
     code = main(
         [
