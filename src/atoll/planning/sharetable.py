@@ -156,6 +156,11 @@ def notes(found: Sharing) -> Iterator[str]:
                 f"{server.island.name} is too small for its burst at {len(hours)} of 24 hours: it "
                 f"would take {most:,} chips, and nothing is lent then"
             )
+        site = next(
+            (one for one in found.answer.fleet.site if one.name == server.island.site), None
+        )
+        if site is not None and site.power is not None:
+            yield f"the power of {site.name} counts for chips that train alone, not those that serve"
         if server.capacities[2] is None:
             yield f"{server.island.name}: the slowest published servers meet the target at no load"
     blocks, shared = found.blocks.tokens, found.schedule.tokens
