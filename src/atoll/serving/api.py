@@ -365,7 +365,8 @@ def _body_of(name: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+_EVENTS = {"text/event-stream": {"schema": _EVENT}}  # of each event, as OpenAPI 3.2 reads it
 _FAILURES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
 
