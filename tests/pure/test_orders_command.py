@@ -73,7 +73,8 @@ def ran(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 def test_the_example_is_solved_and_keeps_its_budgets(capsys) -> None:
     arguments = (RECIPE, FLEET, "--offers", OFFERS)
-    code, out, err = ran(capsys, *arguments, "--goal", "largest", "--by", "2026-01-01", "--json")
+    flags = ("--goal", "largest", "--by", "2026-01-01", "--again", "0", "--json")
+    code, out, err = ran(capsys, *arguments, *flags)
     assert code == 0, err
     found = json.loads(out)
     assert out.count("\n") == 1 and found["orders"] and 0 <= found["gap"] <= 2e-4

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Literal
 
@@ -65,6 +65,15 @@ class Worth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """What an answer was found from: the programme, lots by column, the step that counts."""
+
+    programme: Programme
+    lots: Any
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ordered:
     """What to order, and what that comes to. Days are ordinals.
 
@@ -85,6 +94,7 @@ class Ordered:
     worths: tuple[Worth, ...]
     unusable: tuple[str, ...]
     seconds: float
+    basis: Basis
 
     def finish_day(self) -> date | None:
         """The day on which the last token is done."""
@@ -92,11 +102,17 @@ class Ordered:
 
 
 def orders(
-    case: Case, *, goal: Goal = "soonest", by: date | None = None, seconds: float = 5.0
+    case: Case,
+    *,
+    goal: Goal = "soonest",
+    by: date | None = None,
+    seconds: float = 5.0,
+    priced: bool = True,
 ) -> Ordered:
     """The best orders. InputError for a day that cannot be; `NoOrders` if nothing is enough.
 
-    `seconds` limits each solve in whole lots; the gap says how far it came.
+    `seconds` limits each solve in whole lots; the gap says how far it came. Unless `priced`, what
+    one more unit is worth is left out (`with_worths` adds it).
     """
     begun = time.perf_counter()
     programme = Programme(case)
@@ -114,7 +130,8 @@ def orders(
         raise NoOrders(f"{message}\n  give it more time: --seconds {3 * seconds:g}") from None
     broken = programme.violated(found.lots, rows)
     assert not broken, f"the solver's lots break {broken}"
-    return _ordered(programme, goal, found, last, proof, begun)
+    answer = _ordered(programme, goal, found, last, proof, begun)
+    return with_worths(answer) if priced else answer
 
 
 def _last_step(programme: Programme, goal: Goal, by: date | None) -> int:
@@ -257,10 +274,19 @@ def _ordered(
         case=case, goal=goal, orders=tuple(sorted(placed, key=lambda one: one.column.ordered)),
         last=day, finish=finish, tokens=tokens_on(programme, lots, day),
         cost=float(programme.cost @ lots), spend=spend, gap=found.gap, bound=found.bound,
-        proof=proof, worths=tuple(worths(programme, goal, lots, last)),
+        proof=proof, worths=(), basis=Basis(programme=programme, lots=lots, last=last),
         unusable=tuple(one.name for one in case.offers.offer if one.name not in usable),
         seconds=time.perf_counter() - begun,
     )  # fmt: skip
+
+
+def with_worths(answer: Ordered, case: Case | None = None) -> Ordered:
+    """The answer with what one more unit of each thing is worth; `case` holds other speeds."""
+    begun, basis = time.perf_counter(), answer.basis
+    programme = basis.programme if case is None else Programme(case)
+    found = worths(programme, answer.goal, basis.lots, basis.last)
+    seconds = answer.seconds + time.perf_counter() - begun
+    return replace(answer, worths=tuple(found), seconds=seconds)
 
 
 def worths(programme: Programme, goal: Goal, lots: Any, last: int) -> list[Worth]:
@@ -319,12 +345,12 @@ def by_budget(answer: Ordered) -> list[tuple[str, float, float, str]]:
     return [(n, s, budgets[n].number, budgets[n].currency) for n, s in answer.spend]
 
 
-def largest_model(answer: Ordered, flops_a_token: float) -> tuple[float, float, float]:
+def largest_model(computed: float, flops_a_token: float) -> tuple[float, float, float]:
     """(FLOP, parameters, tokens) of the largest dense model on 20 tokens a parameter.
 
     C = 6 N D with D = 20 N (Hoffmann et al. 2022, arXiv:2203.15556, table 3), and C what the
-    recipe's model would compute in the same time.
+    recipe's model would compute in the same time: so many tokens.
     """
-    flops = answer.tokens * flops_a_token
+    flops = computed * flops_a_token
     parameters = float(np.sqrt(flops / (6 * TOKENS_A_PARAMETER)))
     return flops, parameters, TOKENS_A_PARAMETER * parameters
