@@ -160,7 +160,7 @@ def notes(found: Sharing) -> Iterator[str]:
             (one for one in found.answer.fleet.site if one.name == server.island.site), None
         )
         if site is not None and site.power is not None:
-            yield f"the power of {site.name} counts for chips that train alone, not those that serve"
+            yield f"{site.name}: its power counts for chips that train, not those that serve"
         if server.capacities[2] is None:
             yield f"{server.island.name}: the slowest published servers meet the target at no load"
     blocks, shared = found.blocks.tokens, found.schedule.tokens
