@@ -21,7 +21,7 @@ from atoll.hours import Hours, parse_offset, require_hours
 from atoll.model import Count
 from atoll.site import HERE, Link, Name, Network, Site, paths, require_known
 from atoll.strict import Noun
-from atoll.supply import Change, Failures, Lease, Which
+from atoll.supply import Change, Costs, Delivery, Dollars, Failures, Lease, Which
 
 
 def _known_chip(value: str) -> str:
@@ -50,7 +50,8 @@ class Island(Noun):
     A lane computes one grain at a time; `lanes` None means one for each chip. `threads` is of one
     lane and matters for CPUs only. `share` fixes the share, or is where it starts when shares
     follow speed. An island whose `start` is "dial-in" is started by somebody else. With a `lease`
-    it is there for a time only, with `hours` only at these of each day ("22:00-07:00", by the
+    it is there for a time only; otherwise it is bought, a chip for `price`, None as the facts say.
+    With `hours` it is there only at these of each day ("22:00-07:00", by the
     clocks of its site).
     """
 
@@ -65,6 +66,7 @@ class Island(Noun):
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
     lease: Lease | None = None
+    price: Dollars | None = None
     hours: str | None = Field(default=None, examples=["22:00-07:00"])
 
     @field_validator("hours")
@@ -114,9 +116,10 @@ class Fleet(Noun):
     site: list[Site] = []
     island: list[Island] = Field(min_length=1)
     link: list[Link] = []
-    delivery: list[Change] = []
+    delivery: list[Delivery] = []
     withdrawal: list[Change] = []
     failures: Failures | None = None
+    costs: Costs | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -238,6 +241,7 @@ class Fleet(Noun):
         ends: dict[Which, Which] = {"low": "high", "mid": "mid", "high": "low"}
         chips = {island.name: island.num_chips for island in self.island}
         likely = dict(chips)
+        changes: list[tuple[date, bool, int, Change]]
         changes = [(one.date, False, index, one) for index, one in enumerate(self.delivery)]
         changes += [(one.date, True, index, one) for index, one in enumerate(self.withdrawal)]
         for when, taken, index, change in sorted(changes, key=lambda entry: entry[:3]):

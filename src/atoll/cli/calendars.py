@@ -152,6 +152,7 @@ def as_json(found: Times) -> dict[str, Any]:
 def show(found: Times, console: Console) -> None:
     """The largest model, a line a period, when the run is done, other fleets, what to know."""
     from atoll.planning.calendartable import done_text, drawn_text, shown_periods
+    from atoll.planning.costs import cost_of, cost_text
     from atoll.planning.deadline import notes, summary
     from atoll.planning.whatif import shown
 
@@ -163,6 +164,7 @@ def show(found: Times, console: Console) -> None:
     for name, text in summary(deadline) if deadline is not None else ():
         console.print(f"[bold]{name:<13}[/]{text}", soft_wrap=True)
     console.print(f"[bold]{'done by':<13}[/]{done_text(calendar)}", soft_wrap=True)
+    console.print(f"[bold]{'cost':<13}[/]{cost_text(cost_of(calendar))}", soft_wrap=True)
     if calendar.draws is not None:
         console.print(f"[bold]{'drawn':<13}[/]{drawn_text(calendar)}", soft_wrap=True)
     for line in (*(notes(deadline) if deadline is not None else ()), *calendar.notes):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ from atoll.fleet import Fleet
 from atoll.planning.goodput import Goodput, goodput_of
 from atoll.planning.placing import NoPlacement, allowed
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
+from atoll.planning.power import meter_text, told
 from atoll.recipe import Recipe
 from atoll.supply import Which
-from atoll.units import parse_watts
 
 if TYPE_CHECKING:
     from atoll.planning.draws import Draws
@@ -40,13 +40,15 @@ Curve = list[tuple[float, float]]
 class Rated:
     """A stock and how fast it computes: tokens a second after failures, or why it does not.
 
-    `chips` is what is there by island; `answer` may be the plan of a smaller stock.
+    `chips` is what is there by island; `answer` may be the plan of a smaller stock. `unpowered` is
+    how many of the chips have no power.
     """
 
     chips: Mapping[str, int]
     answer: Answer | None
     goodput: Goodput | None
     why: str = ""
+    unpowered: Mapping[str, int] = field(default_factory=dict)
 
     def rate(self, which: Which = "mid") -> float:
         """Tokens a second that stay; "low" is slow."""
@@ -102,12 +104,21 @@ class Period:
             high += count * rent.high * self.seconds / 3600.0
         return low, high
 
+    def unpowered(self) -> dict[str, int]:
+        """Island -> chips that stand idle because their site's power is not enough."""
+        answer = self.rated.answer
+        used = {one.island.name: one.chips for one in (answer.islands if answer else ())}
+        idle = {
+            name: min(number, self.rated.chips.get(name, 0) - used.get(name, 0))
+            for name, number in self.rated.unpowered.items()
+        }
+        return {name: number for name, number in idle.items() if number > 0}
+
     def working(self) -> dict[str, int]:
         """Chip -> how many of it take part."""
         counts: dict[str, int] = {}
         for one in self.rated.answer.islands if self.rated.answer is not None else ():
-            chips = one.layout.num_devices // max(1, one.machine.devices_per_chip)
-            counts[one.machine.chip] = counts.get(one.machine.chip, 0) + chips
+            counts[one.machine.chip] = counts.get(one.machine.chip, 0) + one.chips
         return counts
 
 
@@ -195,7 +206,9 @@ class Rates:
         """A plan that was made before, so that it is not made again."""
         chips = {one.name: one.num_chips for one in answer.fleet.island}
         goodput = goodput_of(answer, self.fleet.failures)
-        self.known[self._key(chips)] = Rated(chips=chips, answer=answer, goodput=goodput)
+        self.known[self._key(chips)] = Rated(
+            chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered
+        )
 
     def of(self, chips: Mapping[str, int]) -> Rated:
         """The best plan for chips by island; chips that fill no node are left out."""
@@ -226,7 +239,7 @@ class Rates:
             why = ": ".join([first, *more[:1]])
             return Rated(chips=chips, answer=None, goodput=None, why=why)
         goodput = goodput_of(answer, self.fleet.failures)
-        return Rated(chips=chips, answer=answer, goodput=goodput)
+        return Rated(chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered)
 
     def _best(self, key: tuple[int, ...]) -> Rated:
         """The plan of this stock, or a faster one that was found for a part of it."""
@@ -235,7 +248,7 @@ class Rates:
             inside = all(a <= b for a, b in zip(other, key, strict=True))
             if inside and rated.rate() > best.rate():
                 best = rated
-        return own if best is own else replace(best, chips=own.chips)
+        return own if best is own else replace(best, chips=own.chips, unpowered=own.unpowered)
 
 
 def _same_islands(a: Fleet, b: Fleet) -> bool:
@@ -353,7 +366,7 @@ def stock_of(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
 
 def _notes(calendar: Calendar) -> Iterator[str]:
     """What a reader should know before believing the days."""
-    course, fleet = calendar.mid, calendar.rates.fleet
+    course = calendar.mid
     begins = calendar.begins()
     if begins is not None and begins > calendar.start:
         why = course.periods[0].rated.why
@@ -373,21 +386,22 @@ def _notes(calendar: Calendar) -> Iterator[str]:
         yield text
         if not good.known:
             yield "nobody published how often these chips fail: the rate of others stands for them"
-    for period in course.periods:
-        for site in fleet.site:
-            need = _watts(period, fleet, site.name)
-            if site.power is not None and need > parse_watts(site.power):
-                begin = f"from day {period.begin / DAY:.0f}"
-                yield f"{site.name}: {begin} its chips need {need / 1e6:.1f} MW of {site.power}"
+    yield from _unpowered(calendar)
+    fleet = calendar.rates.fleet
+    priced = any(site.electricity is not None for site in fleet.site)
+    if priced or any(period.unpowered() for period in course.periods):
+        yield f"power: {meter_text(fleet)}"
     if course.done is None:
         yield "the run is never done on what is left of the fleet"
 
 
-def _watts(period: Period, fleet: Fleet, site: str) -> float:
-    """Watts of a site's chips, by their rated power; unknown ones count nothing."""
-    total = 0.0
-    for island in fleet.island:
-        power = facts.chip(island.chip).power
-        if island.site == site and power is not None:
-            total += period.rated.chips.get(island.name, 0) * power.value
-    return total
+def _unpowered(calendar: Calendar) -> Iterator[str]:
+    """A note for each time in which chips stand idle for want of power."""
+    before: Mapping[str, int] = {}
+    for period in calendar.mid.periods:
+        idle = period.unpowered()
+        if idle and idle != before:
+            stock = calendar.rates.fleet
+            lines = "; ".join(f"{one.what} ({one.why})" for one in told(stock, idle))
+            yield f"from {calendar.day(period.begin)} on stand idle: {lines}"
+        before = idle

@@ -283,6 +283,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "executor_why": answer.executor_why,
         "contract": answer.contract,
         "rejected": [one.model_dump() for one in answer.rejected],
+        "unpowered": dict(answer.unpowered),
         "helps": [{"what": what, "tokens_per_second": gain} for what, gain in answer.helps],
         "notes": list(answer.notes),
         "search_seconds": answer.search_seconds,
@@ -341,7 +342,7 @@ def shown_islands(answer: Answer) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 one.island.name, one.machine.chip,
-                f"{one.layout.num_devices // one.machine.devices_per_chip:,}", layout,
+                f"{one.chips:,}", layout,
                 f"{one.grains:,}", format_seconds(one.seconds), format_bytes(one.memory_used),
                 format_bytes(one.memory_size),
             ]

@@ -219,11 +219,12 @@ def _calendar(calendar: Calendar | None) -> str:
     if calendar is None:
         return ""
     from atoll.planning.calendartable import done_text, drawn_text, shown_periods
+    from atoll.planning.costs import cost_of, cost_text
     from atoll.planning.gantt import ABSENT, BUSY, CURVE, SPARE, calendar_picture
 
     legend = [(BUSY, "chips that take part"), (SPARE, "present, not taking part"),
               (ABSENT, "not there"), (CURVE, "tokens done")]  # fmt: skip
-    words = f"Done by {done_text(calendar)}."
+    words = f"Done by {done_text(calendar)}. Cost: {cost_text(cost_of(calendar))}."
     caption = (
         "A row is an island, its height the most chips that it holds. Thin lines: the fewest chips "
         "at the slow end of a step, and the most at the fast end."
