@@ -7,7 +7,6 @@ two sites.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -15,18 +14,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from atoll import facts, strict, units
+from atoll import facts, strict
 from atoll.digest import digest_of
 from atoll.errors import InputError
-from atoll.facts import countries
+from atoll.hours import Hours, parse_offset, require_hours
 from atoll.model import Count
+from atoll.site import HERE, Link, Name, Network, Site, paths, require_known
 from atoll.strict import Noun
-from atoll.supply import Change, Failures, Lease, Which
-
-HERE = "here"
-"""The site of islands that name none: the machine that runs the command."""
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+from atoll.supply import Change, Costs, Delivery, Dollars, Failures, Lease, Which
+from atoll.traffic import Traffic, with_day_file
 
 
 def _known_chip(value: str) -> str:
@@ -42,114 +38,7 @@ def _known_chip(value: str) -> str:
     return value
 
 
-def _known_country(value: str) -> str:
-    """The code of a country; InputError if there is none."""
-    try:
-        return countries.country(value, key="")
-    except InputError as error:
-        error.key = None
-        raise
-
-
-Country = Annotated[str, AfterValidator(_known_country)]
 ChipName = Annotated[str, AfterValidator(_known_chip)]
-
-
-class Site(Noun):
-    """One place: where it is, whose it is, its power and uplink (as text with a unit).
-
-    `mode` is how its chips are had; `owner_hq` and `operator_hq` are the countries (two letters)
-    of the headquarters of the owner's ultimate parent and of the operator. Rules ask for them.
-    """
-
-    name: Name
-    country: str = ""
-    owner: str = ""
-    operator: str = ""
-    mode: Literal["buy", "own-abroad", "lease", "api"] | None = None
-    owner_hq: Country | None = None
-    operator_hq: Country | None = None
-    power: str | None = None
-    uplink: str | None = None
-
-    @field_validator("power")
-    @classmethod
-    def _is_power(cls, value: str | None) -> str | None:
-        if value is not None:
-            units.parse_watts(value)
-        return value
-
-    @field_validator("uplink")
-    @classmethod
-    def _is_bandwidth(cls, value: str | None) -> str | None:
-        if value is not None:
-            units.parse_bandwidth(value)
-        return value
-
-
-class Link(Noun):
-    """The network between two sites; `bandwidth` and `latency` as text with a unit."""
-
-    between: list[str] = Field(min_length=2, max_length=2, examples=[["home", "johor"]])
-    bandwidth: str = Field(examples=["10 Gb/s"])
-    latency: str = Field(examples=["60 ms"])
-
-    @field_validator("bandwidth")
-    @classmethod
-    def _is_bandwidth(cls, value: str) -> str:
-        units.parse_bandwidth(value)
-        return value
-
-    @field_validator("latency")
-    @classmethod
-    def _is_time(cls, value: str) -> str:
-        units.parse_seconds(value)
-        return value
-
-    @property
-    def bytes_per_second(self) -> float:
-        """The bandwidth in bytes a second."""
-        return units.parse_bandwidth(self.bandwidth)
-
-    @property
-    def latency_seconds(self) -> float:
-        """The latency in seconds."""
-        return units.parse_seconds(self.latency)
-
-
-class Network(Noun):
-    """The network between the nodes of an island.
-
-    `bandwidth` is of one chip in one direction; both as text with a unit. Without `latency` a
-    planner takes its own.
-    """
-
-    bandwidth: str = Field(examples=["200 Gb/s"])
-    latency: str | None = None
-
-    @field_validator("bandwidth")
-    @classmethod
-    def _is_bandwidth(cls, value: str) -> str:
-        if units.parse_bandwidth(value) == 0:
-            raise InputError("must be more than 0", value=value, fix='for example "200 Gb/s"')
-        return value
-
-    @field_validator("latency")
-    @classmethod
-    def _is_time(cls, value: str | None) -> str | None:
-        if value is not None:
-            units.parse_seconds(value)
-        return value
-
-    @property
-    def bytes_per_second(self) -> float:
-        """The bandwidth of one chip in bytes a second."""
-        return units.parse_bandwidth(self.bandwidth)
-
-    @property
-    def latency_seconds(self) -> float | None:
-        """The latency in seconds, None where the file does not say."""
-        return None if self.latency is None else units.parse_seconds(self.latency)
 
 
 class Island(Noun):
@@ -162,7 +51,9 @@ class Island(Noun):
     A lane computes one grain at a time; `lanes` None means one for each chip. `threads` is of one
     lane and matters for CPUs only. `share` fixes the share, or is where it starts when shares
     follow speed. An island whose `start` is "dial-in" is started by somebody else. With a `lease`
-    it is there for a time only.
+    it is there for a time only; otherwise it is bought, a chip for `price`, None as the facts say.
+    With `hours` it is there only at these of each day ("22:00-07:00", by the
+    clocks of its site).
     """
 
     name: Name
@@ -176,6 +67,13 @@ class Island(Noun):
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
     lease: Lease | None = None
+    price: Dollars | None = None
+    hours: str | None = Field(default=None, examples=["22:00-07:00"])
+
+    @field_validator("hours")
+    @classmethod
+    def _is_hours(cls, value: str | None) -> str | None:
+        return None if value is None else require_hours(value)
 
     @field_validator("chip", mode="before")
     @classmethod
@@ -219,9 +117,11 @@ class Fleet(Noun):
     site: list[Site] = []
     island: list[Island] = Field(min_length=1)
     link: list[Link] = []
-    delivery: list[Change] = []
+    delivery: list[Delivery] = []
     withdrawal: list[Change] = []
     failures: Failures | None = None
+    costs: Costs | None = None
+    traffic: list[Traffic] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -229,17 +129,18 @@ class Fleet(Noun):
         strict.unique("island", (island.name for island in self.island))
         sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
         for index, island in enumerate(self.island):
-            _known(island.site, sites, key=f"island[{index}].site", what="sites")
+            require_known(island.site, sites, key=f"island[{index}].site", what="sites")
+            self._require_clock(island, index)
         for index, link in enumerate(self.link):
             for end in link.between:
-                _known(end, sites, key=f"link[{index}].between", what="sites")
+                require_known(end, sites, key=f"link[{index}].between", what="sites")
             if link.between[0] == link.between[1]:
                 message, key = "joins a site to itself", f"link[{index}].between"
                 raise InputError(message, key=key, value=link.between, fix="name two sites")
         names = [island.name for island in self.island]
         for table, changes in (("delivery", self.delivery), ("withdrawal", self.withdrawal)):
             for index, change in enumerate(changes):
-                _known(change.island, names, key=f"{table}[{index}].island", what="islands")
+                require_known(change.island, names, key=f"{table}[{index}].island", what="islands")
         expected = {change.island for change in self.delivery}
         for index, island in enumerate(self.island):
             if island.nodes == 0 and island.name not in expected:
@@ -247,7 +148,50 @@ class Fleet(Noun):
                 message, key = "zero chips, and none are delivered", f"island[{index}].nodes"
                 raise InputError(message, key=key, value=0, fix=fix)
         _possible_shares(self.shares, self.island)
+        self._require_servers()
         return self
+
+    def _require_clock(self, island: Island, index: int) -> None:
+        """InputError for hours by clocks of which nobody knows the offset."""
+        try:
+            self.hours_of(island)
+        except InputError as error:
+            error.key = f"island[{index}].hours"
+            raise
+
+    def _require_servers(self) -> None:
+        """InputError for traffic of an island that is not there, or that cannot say its hours."""
+        islands = {island.name: island for island in self.island}
+        for index, one in enumerate(self.traffic):
+            key = f"traffic[{index}].island"
+            require_known(one.island, list(islands), key=key, what="islands")
+            if one.island in [other.island for other in self.traffic[:index]]:
+                message, fix = "serves other traffic already", "one [[traffic]] for each island"
+                raise InputError(message, key=key, value=one.island, fix=fix)
+            if islands[one.island].hours is not None:
+                fix = "leave hours out of the island: the plan finds them from the traffic"
+                raise InputError("has hours of its own", key=key, value=one.island, fix=fix)
+            if self.offset_of(islands[one.island].site) is None:
+                site = islands[one.island].site
+                fix = f'write utc = "+08:00" in the [[site]] named "{site}"'
+                message = "the offset from UTC of its site is not known"
+                raise InputError(message, key=key, value=one.island, fix=fix)
+
+    @property
+    def shares_hours(self) -> bool:
+        """Whether chips are lent to training at some hours of the day only."""
+        return bool(self.traffic) or any(island.hours is not None for island in self.island)
+
+    def hours_of(self, island: Island) -> Hours | None:
+        """The hours of the day at which an island may be used; None: always."""
+        if island.hours is None:
+            return None
+        return Hours.parse(island.hours, offset=self.offset_of(island.site))
+
+    def offset_of(self, site: str) -> float | None:
+        """Seconds by which the clocks of a site are ahead of UTC; None where the file says none."""
+        told = next((one.utc for one in self.site if one.name == site), None)
+        return None if told is None else parse_offset(told)
 
     @classmethod
     def load(cls, path: Path | str) -> Fleet:
@@ -255,7 +199,7 @@ class Fleet(Noun):
 
         InputError for whatever is wrong.
         """
-        return cls.from_dict(_with_chip_files(strict.load_toml(path), Path(path)), file=path)
+        return cls.from_dict(_with_other_files(strict.load_toml(path), Path(path)), file=path)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, file: Path | str | None = None) -> Fleet:
@@ -278,6 +222,15 @@ class Fleet(Noun):
                 fix = f"its first delivery is on {day}: until then leave it out of this file"
                 message, key = "this island has no chips yet", f"island[{index}].nodes"
                 raise InputError(message, file=file, key=key, value=0, fix=fix)
+
+    def require_no_traffic(self, *, file: Path | str | None = None) -> None:
+        """InputError for an island that serves people: only a plan knows when it is free."""
+        for index, one in enumerate(self.traffic):
+            fix = "atoll plan RECIPE FLEET --executor atoll --save plan.json, then train plan.json;"
+            fix += f' or write hours = "22:00-07:00" for {one.island} instead of its [[traffic]]'
+            message, key = "this island serves people, at hours that a plan finds", "island"
+            key = f"traffic[{index}].{key}"
+            raise InputError(message, file=file, key=key, value=one.island, fix=fix)
 
     def stock(self, day: date | None = None, *, which: Which = "mid") -> Fleet:
         """The fleet as it stands on a day: deliveries, withdrawals, leases until then are applied.
@@ -323,6 +276,7 @@ class Fleet(Noun):
         ends: dict[Which, Which] = {"low": "high", "mid": "mid", "high": "low"}
         chips = {island.name: island.num_chips for island in self.island}
         likely = dict(chips)
+        changes: list[tuple[date, bool, int, Change]]
         changes = [(one.date, False, index, one) for index, one in enumerate(self.delivery)]
         changes += [(one.date, True, index, one) for index, one in enumerate(self.withdrawal)]
         for when, taken, index, change in sorted(changes, key=lambda entry: entry[:3]):
@@ -361,45 +315,24 @@ class Fleet(Noun):
     def path(self, a: str, b: str) -> tuple[float, float] | None:
         """(bytes a second, seconds of latency) from one site to another; None inside a site.
 
-        The way with the greatest bandwidth, which is that of its narrowest part, and among those
-        the one with the least latency; it may lead through other sites. No way carries more than
-        the uplink of a site that it touches. InputError if no links join the two.
+        The way with the greatest bandwidth, and among those the one with the least latency; see
+        `paths`.
         """
         return next(iter(self.paths(a, b)), None)
 
     def paths(self, a: str, b: str) -> list[tuple[float, float]]:
-        """All ways worth taking as `path` gives them, widest first: each narrower one is quicker.
-
-        Empty inside a site. InputError if no links join the two.
-        """
-        sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
-        for name in (a, b):
-            _known(name, sites, key="link.between", what="sites")
-        if a == b:
-            return []
-        uplinks = {one.name: units.parse_bandwidth(one.uplink) for one in self.site if one.uplink}
-        edges = []
-        for link in self.link:
-            ends = [uplinks[end] for end in link.between if end in uplinks]
-            edges.append((min([link.bytes_per_second, *ends]), link))
-        found: list[tuple[float, float]] = []
-        for width in sorted({capacity for capacity, _ in edges}, reverse=True):
-            wide = [link for capacity, link in edges if capacity >= width > 0]
-            latency = _least_latency(wide, *sorted((a, b)))  # the same both ways
-            if latency is not None and (not found or latency < found[-1][1] * (1.0 - 1e-9)):
-                found.append((width, latency))
-        if not found:
-            fix = f'add a [[link]] with between = ["{a}", "{b}"], or links that lead there'
-            raise InputError(f"no link leads from {a} to {b}", key="link", fix=fix)
-        return found
+        """All ways worth taking, as `atoll.site.paths`."""
+        return paths(self.site, self.link, a, b)
 
 
-def _with_chip_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The tables of a fleet file with the paths of chips as they are from anywhere."""
-    islands = data.get("island")
-    if not isinstance(islands, list):
-        return data
-    return {**data, "island": [with_chip_file(island, file.parent) for island in islands]}
+def _with_other_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The tables of a fleet file with paths of chips from anywhere, and CSV files as numbers."""
+    tables = {"island": with_chip_file, "traffic": with_day_file}
+    found = dict(data)
+    for name, resolved in tables.items():
+        if isinstance(listed := data.get(name), list):
+            found[name] = [resolved(table, file.parent) for table in listed]
+    return found
 
 
 def with_chip_file(table: Any, folder: Path) -> Any:
@@ -408,30 +341,6 @@ def with_chip_file(table: Any, folder: Path) -> Any:
     if isinstance(chip, str) and facts.is_chip_file(chip) and "\0" not in chip:
         return {**table, "chip": str((folder / chip).resolve())}
     return table
-
-
-def _least_latency(links: list[Link], a: str, b: str) -> float | None:
-    """Seconds over the quickest chain of links from a to b, None if there is none (Dijkstra)."""
-    queue, seen = [(0.0, a)], set()
-    while queue:
-        latency, here = heapq.heappop(queue)
-        if here == b:
-            return latency
-        if here in seen:
-            continue
-        seen.add(here)
-        for link in links:
-            if here in link.between:
-                there = link.between[here == link.between[0]]
-                heapq.heappush(queue, (latency + link.latency_seconds, there))
-    return None
-
-
-def _known(name: str, names: list[str], *, key: str, what: str) -> None:
-    """InputError with the nearest name if `name` is not among `names`."""
-    if name not in names:
-        fix = strict.nearest(name, names, what=what)
-        raise InputError(f"is none of the {what} of this file", key=key, value=name, fix=fix)
 
 
 def _possible_shares(shares: Shares, islands: list[Island]) -> None:

@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from atoll import facts
-from atoll.errors import InputError
+from atoll.errors import AtollError, InputError
 from atoll.fleet import Fleet
 from atoll.planning.goodput import Goodput, goodput_of
-from atoll.planning.placing import allowed
+from atoll.planning.placing import NoPlacement, allowed
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
+from atoll.planning.power import meter_text, told
 from atoll.recipe import Recipe
 from atoll.supply import Which
-from atoll.units import format_count, parse_watts
 
 if TYPE_CHECKING:
     from atoll.planning.draws import Draws
 
 DAY = 86400.0
 WHICH: tuple[Which, ...] = ("low", "mid", "high")
+
+ENDS: Mapping[str, Which] = {"low": "high", "mid": "mid", "high": "low"}
+"""End of the range of days -> course: the earliest day is that of most chips."""
 
 Curve = list[tuple[float, float]]
 """Points (seconds since the first day, tokens), straight in between."""
@@ -37,19 +40,26 @@ Curve = list[tuple[float, float]]
 class Rated:
     """A stock and how fast it computes: tokens a second after failures, or why it does not.
 
-    `chips` is what is there by island; `answer` may be the plan of a smaller stock.
+    `chips` is what is there by island; `answer` may be the plan of a smaller stock. `unpowered` is
+    how many of the chips have no power. Where chips are lent by the hour (`sharing`) the plan is
+    that of the hours at which they are; `share` is what a mean second of the day makes beside one
+    of these hours, `parts` the part of the day that an island's chips train.
     """
 
     chips: Mapping[str, int]
     answer: Answer | None
     goodput: Goodput | None
     why: str = ""
+    unpowered: Mapping[str, int] = field(default_factory=dict)
+    share: float = 1.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     def rate(self, which: Which = "mid") -> float:
         """Tokens a second that stay; "low" is slow."""
         if self.answer is None or self.goodput is None:
             return 0.0
-        return float(getattr(self.answer.tokens_per_second, which)) * self.goodput.factor
+        speed = float(getattr(self.answer.tokens_per_second, which))
+        return speed * self.goodput.factor * self.share
 
     @property
     def used(self) -> int:
@@ -99,12 +109,22 @@ class Period:
             high += count * rent.high * self.seconds / 3600.0
         return low, high
 
-    def working(self) -> dict[str, int]:
-        """Chip -> how many of it take part."""
-        counts: dict[str, int] = {}
+    def unpowered(self) -> dict[str, int]:
+        """Island -> chips that stand idle because their site's power is not enough."""
+        answer = self.rated.answer
+        used = {one.island.name: one.chips for one in (answer.islands if answer else ())}
+        idle = {
+            name: min(number, self.rated.chips.get(name, 0) - used.get(name, 0))
+            for name, number in self.rated.unpowered.items()
+        }
+        return {name: number for name, number in idle.items() if number > 0}
+
+    def working(self) -> dict[str, float]:
+        """Chip -> how many of it take part, on average over a day."""
+        counts: dict[str, float] = {}
         for one in self.rated.answer.islands if self.rated.answer is not None else ():
-            chips = one.layout.num_devices // max(1, one.machine.devices_per_chip)
-            counts[one.machine.chip] = counts.get(one.machine.chip, 0) + chips
+            part = self.rated.parts.get(one.island.name, 1.0)
+            counts[one.machine.chip] = counts.get(one.machine.chip, 0.0) + one.chips * part
         return counts
 
 
@@ -142,8 +162,12 @@ class Calendar:
 
     def done_by(self) -> dict[str, date | None]:
         """Low (earliest), mid and high (latest) day of the last step; None: never."""
-        ends: dict[str, Which] = {"low": "high", "mid": "mid", "high": "low"}
-        return {name: self.day(self.courses[which].done) for name, which in ends.items()}
+        return {name: self.day(self.courses[which].done) for name, which in ENDS.items()}
+
+    def begins(self) -> date | None:
+        """The first day on which something is computed; None: never."""
+        working = (one.begin for one in self.mid.periods if one.rated.answer is not None)
+        return self.day(next(working, None))
 
     def lease_dollars(self, period: Period) -> float:
         """What all chips of leased islands cost in a period, by the prices of their leases."""
@@ -156,13 +180,17 @@ class Calendar:
 
     def day(self, seconds: float | None) -> date | None:
         """The day on which so many seconds since the start fall; None beyond the calendar."""
-        if seconds is None or not math.isfinite(seconds):
-            return None
-        try:
-            begin = datetime(self.start.year, self.start.month, self.start.day)
-            return (begin + timedelta(seconds=seconds)).date()
-        except OverflowError:
-            return None
+        return day_after(self.start, seconds)
+
+
+def day_after(start: date, seconds: float | None) -> date | None:
+    """The day on which so many seconds since a first day fall; None beyond the calendar."""
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    try:
+        return (datetime(start.year, start.month, start.day) + timedelta(seconds=seconds)).date()
+    except OverflowError:
+        return None
 
 
 class Rates:
@@ -173,17 +201,21 @@ class Rates:
     ) -> None:
         """For stocks of this fleet; of `asked.day` only the rules of that day count.
 
-        `known` are the rates of a fleet with the same islands, whatever comes and goes there:
-        what is planned for one of the two is known to both.
+        `known` are those of another fleet: where it has the same islands, whatever comes and goes
+        there, what is planned for one of the two is known to both.
         """
         self.recipe, self.fleet, self.asked = recipe, fleet, asked
-        self.known: dict[tuple[int, ...], Rated] = {} if known is None else known.known
+        alike = known is not None and known.recipe == recipe and _same_islands(known.fleet, fleet)
+        self.known: dict[tuple[int, ...], Rated] = known.known if known and alike else {}
+        self._at_all_hours: Rates | None = None
 
     def know(self, answer: Answer) -> None:
         """A plan that was made before, so that it is not made again."""
         chips = {one.name: one.num_chips for one in answer.fleet.island}
         goodput = goodput_of(answer, self.fleet.failures)
-        self.known[self._key(chips)] = Rated(chips=chips, answer=answer, goodput=goodput)
+        self.known[self._key(chips)] = Rated(
+            chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered
+        )
 
     def of(self, chips: Mapping[str, int]) -> Rated:
         """The best plan for chips by island; chips that fill no node are left out."""
@@ -208,12 +240,23 @@ class Rates:
         if not stock.island:
             return Rated(chips=chips, answer=None, goodput=None, why="no chips")
         try:
+            if stock.shares_hours:
+                return self._over_a_day(stock)
             answer = plan(self.recipe, stock, self.asked)
         except (NoPlan, InputError) as fault:
-            lines = str(fault).splitlines()
-            return Rated(chips=chips, answer=None, goodput=None, why=": ".join(lines[:2]))
+            first, *more = (" ".join(line.split()) for line in str(fault).splitlines())
+            why = ": ".join([first, *more[:1]])
+            return Rated(chips=chips, answer=None, goodput=None, why=why)
         goodput = goodput_of(answer, self.fleet.failures)
-        return Rated(chips=chips, answer=answer, goodput=goodput)
+        return Rated(chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered)
+
+    def _over_a_day(self, stock: Fleet) -> Rated:
+        """A stock whose chips are lent by the hour: the mean of a day."""
+        from atoll.planning.sharing import as_if_always, over_a_day
+
+        if self._at_all_hours is None:
+            self._at_all_hours = Rates(self.recipe, as_if_always(self.fleet), self.asked)
+        return over_a_day(self.recipe, stock, self.asked, self._at_all_hours)
 
     def _best(self, key: tuple[int, ...]) -> Rated:
         """The plan of this stock, or a faster one that was found for a part of it."""
@@ -222,7 +265,15 @@ class Rates:
             inside = all(a <= b for a, b in zip(other, key, strict=True))
             if inside and rated.rate() > best.rate():
                 best = rated
-        return own if best is own else replace(best, chips=own.chips)
+        return own if best is own else replace(best, chips=own.chips, unpowered=own.unpowered)
+
+
+def _same_islands(a: Fleet, b: Fleet) -> bool:
+    """Whether two fleets differ in nothing but how many chips they hold when."""
+    bare = {"nodes": 0, "lease": None}
+    one, other = ([each.model_copy(update=bare) for each in fleet.island] for fleet in (a, b))
+    same = (a.site, a.link, a.failures, a.traffic) == (b.site, b.link, b.failures, b.traffic)
+    return same and one == other
 
 
 def run_through(
@@ -245,41 +296,72 @@ def run_through(
     return curve, None
 
 
+def first_plan(recipe: Recipe, fleet: Fleet, asked: Asked) -> Answer:
+    """The plan of the first day from `asked.day` on for whose stock there is one.
+
+    Rules are asked as in `calendar_from`. InputError for what is wrong; `NoPlan` if the model fits
+    on no day, saying by how much.
+    """
+    from atoll.planning.sharing import plan_by_hours
+
+    assert asked.day is not None, "a calendar begins on a day"
+    try:
+        return plan_by_hours(recipe, fleet, asked)
+    except (NoPlan, NoPlacement, InputError) as fault:
+        faults: list[AtollError] = [fault]
+    left, _, free = by_rules(fleet, asked)
+    for day in left.change_days(asked.day):
+        try:
+            return plan_by_hours(recipe, left, replace(free, day=day))
+        except (NoPlan, InputError) as fault:
+            faults.append(fault)
+    misfits = [fault for fault in faults if isinstance(fault, NoPlan)]
+    raise misfits[-1] if misfits else faults[0]
+
+
 def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
-    """The run from the day of `answer` on, which is the plan of that day's stock of `fleet`.
+    """The run from `asked.day` on; `answer` is the plan of a stock that `fleet` has on some day.
 
     InputError if more is withdrawn on a day than is there.
     """
-    assert answer.day is not None, "a calendar begins on a day"
+    assert asked.day is not None, "a calendar begins on a day"
     rates = Rates(answer.recipe, fleet, asked)
-    rates.know(answer)
-    return calendar_from(rates, answer.day)
+    if not fleet.shares_hours:  # else it is the plan of some hours, not of a day
+        rates.know(answer)
+    return calendar_from(rates, asked.day)
 
 
 def calendar_from(rates: Rates, start: date) -> Calendar:
     """The run from a day on, with or without a chip there yet. InputError as `calendar_of`."""
-    refused: tuple[tuple[str, str], ...] = ()
-    if rates.asked.rules is not None:
-        left, refused = allowed(rates.fleet, rates.asked.rules, start)
-        rates = Rates(rates.recipe, left, replace(rates.asked, rules=None))
-    fleet, recipe = rates.fleet, rates.recipe
-    days = [start, *fleet.change_days(start)]
+    left, refused, asked = by_rules(rates.fleet, replace(rates.asked, day=start))
+    rates = Rates(rates.recipe, left, asked, known=rates)
+    recipe = rates.recipe
+    days = [start, *left.change_days(start)]
     tokens = float(recipe.total_steps()) * recipe.tokens_per_step
     courses: dict[Which, Course] = {}
     for which in WHICH:  # few chips first: what is found for them holds for more of them too
-        courses[which] = _course(rates, days, tokens, which)
+        courses[which] = course_of(rates, days, tokens, which)
+    found = Calendar(start=start, tokens=tokens, courses=courses, rates=rates, notes=())
     kept_out = (f"left out: {what}: {why}" for what, why in refused)
-    notes = (*kept_out, *_notes(courses["mid"], fleet))
-    return Calendar(start=start, tokens=tokens, courses=courses, rates=rates, notes=notes)
+    return replace(found, notes=(*kept_out, *_notes(found)))
 
 
-def _course(rates: Rates, days: Sequence[date], total: float, which: Which) -> Course:
+def by_rules(fleet: Fleet, asked: Asked) -> tuple[Fleet, Sequence[tuple[str, str]], Asked]:
+    """The fleet without what the rules refuse, what that is, and the rest of what is asked."""
+    if asked.rules is None or asked.day is None:
+        return fleet, (), asked
+    left, refused = allowed(fleet, asked.rules, asked.day)
+    return left, refused, replace(asked, rules=None)
+
+
+def course_of(rates: Rates, days: Sequence[date], total: float, which: Which) -> Course:
+    """The run of so many tokens through stocks that begin on these days."""
     begins = [(day - days[0]).days * DAY for day in days]
     found: list[Rated] = []
 
     def each() -> Iterator[float]:
         for day in days:
-            found.append(rates.of(_chips(rates.fleet, day, which)))
+            found.append(rates.of(stock_of(rates.fleet, day, which)))
             yield found[-1].rate(which)
 
     curve, done = run_through(total, begins, each())
@@ -295,7 +377,7 @@ def _course(rates: Rates, days: Sequence[date], total: float, which: Which) -> C
     return Course(periods=tuple(periods), curve=curve, done=done)
 
 
-def _chips(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
+def stock_of(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
     """Island -> chips in whole nodes on a day; empty where nothing is left."""
     try:
         return {one.name: one.num_chips for one in fleet.stock(day, which=which).island}
@@ -303,8 +385,13 @@ def _chips(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
         return {}
 
 
-def _notes(course: Course, fleet: Fleet) -> Iterator[str]:
+def _notes(calendar: Calendar) -> Iterator[str]:
     """What a reader should know before believing the days."""
+    course = calendar.mid
+    begins = calendar.begins()
+    if begins is not None and begins > calendar.start:
+        why = course.periods[0].rated.why
+        yield f"the run begins on {begins}; on {calendar.start} nothing can compute: {why}"
     first = next((one.rated for one in course.periods if one.rated.goodput is not None), None)
     if first is not None and first.goodput is not None and first.goodput.per_second:
         good = first.goodput
@@ -320,128 +407,22 @@ def _notes(course: Course, fleet: Fleet) -> Iterator[str]:
         yield text
         if not good.known:
             yield "nobody published how often these chips fail: the rate of others stands for them"
-    for period in course.periods:
-        for site in fleet.site:
-            need = _watts(period, fleet, site.name)
-            if site.power is not None and need > parse_watts(site.power):
-                begin = f"from day {period.begin / DAY:.0f}"
-                yield f"{site.name}: {begin} its chips need {need / 1e6:.1f} MW of {site.power}"
+    yield from _unpowered(calendar)
+    fleet = calendar.rates.fleet
+    priced = any(site.electricity is not None for site in fleet.site)
+    if priced or any(period.unpowered() for period in course.periods):
+        yield f"power: {meter_text(fleet)}"
     if course.done is None:
         yield "the run is never done on what is left of the fleet"
 
 
-def _watts(period: Period, fleet: Fleet, site: str) -> float:
-    """Watts of a site's chips, by their rated power; unknown ones count nothing."""
-    total = 0.0
-    for island in fleet.island:
-        power = facts.chip(island.chip).power
-        if island.site == site and power is not None:
-            total += period.rated.chips.get(island.name, 0) * power.value
-    return total
-
-
-HEAD = ("until", "computing", "chips", "idle", "tokens/s", "goodput", "done", "low", "high")
-"""Columns of the table of periods; the last three are tokens by the period's end."""
-
-
-def shown_periods(calendar: Calendar, *, most: int) -> tuple[list[str], list[list[str]]]:
-    """The table of periods as text; of more than `most` the middle is left out."""
-    rows = [_row(calendar, period) for period in calendar.mid.periods]
-    if len(rows) > most:
-        half = most // 2
-        left = len(rows) - 2 * half + 1
-        gap = [f"... {left} more", *[""] * (len(HEAD) - 1)]
-        rows = [*rows[:half], gap, *rows[len(rows) - half + 1 :]]
-    return list(HEAD), rows
-
-
-def _row(calendar: Calendar, period: Period) -> list[str]:
-    rated = period.rated
-    low, mid, high = (calendar.courses[which].tokens_at(period.end) for which in WHICH)
-    done = [format_count(tokens) for tokens in (mid, low, high)]
-    end = str(calendar.day(period.end) or "never")
-    if rated.answer is None or rated.goodput is None:
-        return [end, rated.why, "0", f"{rated.present:,}", "0", "-", *done]
-    names = ", ".join(one.island.name for one in rated.answer.islands)
-    idle = f"{rated.present - rated.used:,}"
-    speed = format_count(rated.answer.tokens_per_second.mid)
-    good = f"{100 * rated.goodput.factor:.1f} %"
-    return [end, names, f"{rated.used:,}", idle, speed, good, *done]
-
-
-def done_text(calendar: Calendar) -> str:
-    """When the run is done, as one line."""
-    low, mid, high = (str(day or "never") for day in calendar.done_by().values())
-    energy = [period.megawatt_hours for period in calendar.mid.periods]
-    text = f"{mid} ({low} to {high}: deliveries and speed at their best and at their worst)"
-    if energy and all(one is not None for one in energy):
-        total = sum(one for one in energy if one is not None)
-        text += f"; {total:,.0f} MWh of chips"
-    rents = [period.dollars for period in calendar.mid.periods]
-    if rents and all(one is not None for one in rents):
-        least, most = (sum(one[end] for one in rents if one is not None) for end in (0, 1))
-        text += f", {format_count(least)} to {format_count(most)} dollars at published rents"
-    leases = sum(calendar.lease_dollars(period) for period in calendar.mid.periods)
-    return text + (f"; leases {format_count(leases)} dollars" if leases else "")
-
-
-def drawn_text(calendar: Calendar) -> str:
-    """What the draws say, as one line."""
-    draws = calendar.draws
-    assert draws is not None
-    days = {name: calendar.day(end) for name, end in draws.quantiles().items()}
-    parts = [
-        f"{name.removeprefix('p')} % by {day}" if day is not None else f"{name[1:]} % never"
-        for name, day in days.items()
-    ]
-    text = f"of {draws.number:,} fleets (seed {draws.seed}) {', '.join(parts)}"
-    return text + (f"; {100 * draws.never:.0f} % are never done" if draws.never else "")
-
-
-def as_json(calendar: Calendar) -> dict[str, Any]:
-    """The keys `done_by` and `calendar` of `atoll plan --json`."""
-    days = {name: _iso(day) for name, day in calendar.done_by().items()}
-    draws = calendar.draws
-    return {
-        "done_by": days,
-        "calendar": {
-            "start": calendar.start.isoformat(),
-            "tokens": calendar.tokens,
-            "periods": [_plain(calendar, period) for period in calendar.mid.periods],
-            "draws": None if draws is None else {
-                "number": draws.number, "seed": draws.seed, "never": draws.never,
-                "plans": draws.plans,
-                **{name: _iso(calendar.day(end)) for name, end in draws.quantiles().items()},
-            },
-            "notes": list(calendar.notes),
-        },
-    }  # fmt: skip
-
-
-def _iso(day: date | None) -> str | None:
-    return None if day is None else day.isoformat()
-
-
-def _plain(calendar: Calendar, period: Period) -> dict[str, Any]:
-    rated, good, money = period.rated, period.rated.goodput, period.dollars
-    answer = rated.answer
-    return {
-        "from": _iso(calendar.day(period.begin)),
-        "to": _iso(calendar.day(period.end)),
-        "chips": dict(rated.chips),
-        "used": rated.used,
-        "idle": rated.present - rated.used,
-        "shares": {} if answer is None else {one.island.name: one.grains for one in answer.islands},
-        "tokens_per_second": 0.0 if answer is None else answer.tokens_per_second.mid,
-        "goodput": None if good is None else good.factor,
-        "goodput_going_on": None if good is None else good.going_on,
-        "goodput_restarting": None if good is None else good.restarting,
-        "tokens": period.tokens,
-        "tokens_by_end": {
-            which: calendar.courses[which].tokens_at(period.end) for which in WHICH
-        },
-        "megawatt_hours": period.megawatt_hours,
-        "rent_dollars": None if money is None else {"low": money[0], "high": money[1]},
-        "lease_dollars": calendar.lease_dollars(period),
-        "why": rated.why,
-    }  # fmt: skip
+def _unpowered(calendar: Calendar) -> Iterator[str]:
+    """A note for each time in which chips stand idle for want of power."""
+    before: Mapping[str, int] = {}
+    for period in calendar.mid.periods:
+        idle = period.unpowered()
+        if idle and idle != before:
+            stock = calendar.rates.fleet
+            lines = "; ".join(f"{one.what} ({one.why})" for one in told(stock, idle))
+            yield f"from {calendar.day(period.begin)} on stand idle: {lines}"
+        before = idle

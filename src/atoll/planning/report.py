@@ -29,14 +29,24 @@ from atoll.units import format_count, format_seconds
 if TYPE_CHECKING:
     from atoll.plan import Estimate
     from atoll.planning.calendar import Calendar
+    from atoll.planning.deadline import Deadline
     from atoll.planning.planner import Answer
+    from atoll.planning.sharing import Sharing
+    from atoll.planning.whatif import WhatIf
 
 
 TILED = ("step", "speed", "finish")
 """Lines of the headline that stand in large letters above the others."""
 
 
-def report_of(answer: Answer, calendar: Calendar | None = None) -> str:
+def report_of(
+    answer: Answer,
+    calendar: Calendar | None = None,
+    *,
+    deadline: Deadline | None = None,
+    what_if: Sequence[WhatIf] = (),
+    sharing: Sharing | None = None,
+) -> str:
     """The page as HTML: no script, nothing loaded from anywhere."""
     name = answer.recipe.name
     return page(
@@ -52,7 +62,10 @@ def report_of(answer: Answer, calendar: Calendar | None = None) -> str:
                 if name not in TILED
             ),
         ),
+        _deadline(deadline),
+        _sharing(sharing),
         _calendar(calendar),
+        _what_if(what_if, calendar, deadline),
         _time(answer),
         _memory(answer),
         _timeline(answer),
@@ -208,12 +221,13 @@ def _calendar(calendar: Calendar | None) -> str:
     """The islands over time with the tokens, and the periods as a table."""
     if calendar is None:
         return ""
-    from atoll.planning.calendar import done_text, drawn_text, shown_periods
+    from atoll.planning.calendartable import done_text, drawn_text, shown_periods
+    from atoll.planning.costs import cost_of, cost_text
     from atoll.planning.gantt import ABSENT, BUSY, CURVE, SPARE, calendar_picture
 
     legend = [(BUSY, "chips that take part"), (SPARE, "present, not taking part"),
               (ABSENT, "not there"), (CURVE, "tokens done")]  # fmt: skip
-    words = f"Done by {done_text(calendar)}."
+    words = f"Done by {done_text(calendar)}. Cost: {cost_text(cost_of(calendar))}."
     caption = (
         "A row is an island, its height the most chips that it holds. Thin lines: the fewest chips "
         "at the slow end of a step, and the most at the fast end."
@@ -230,6 +244,49 @@ def _calendar(calendar: Calendar | None) -> str:
         table(head, cells, numbers=tuple(head[2:])),
         tag("ul", *notes, class_="notes") if notes else "",
     )  # fmt: skip
+
+
+def _sharing(found: Sharing | None) -> str:
+    """The day of a fleet that lends chips by the hour: picture, lines, table."""
+    if found is None:
+        return ""
+    from atoll.planning.daypicture import LEGEND, day_picture
+    from atoll.planning.sharetable import notes, shown_hours, summary
+
+    legend = [*LEGEND, ("url(#hatch-waiting)", "on their way")]
+    figure = _figure(lambda width: day_picture(found, width), legend)
+    lines = [tag("dt", escape(name)) + tag("dd", escape(text)) for name, text in summary(found)]
+    head, rows = shown_hours(found)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    told = [tag("li", escape(note)) for note in notes(found)]
+    return _section(
+        "By the hour: people and training", tag("dl", *lines), figure,
+        table([escape(name) for name in head], cells, numbers=tuple(head[1:])),
+        tag("ul", *told, class_="notes"),
+    )  # fmt: skip
+
+
+def _deadline(deadline: Deadline | None) -> str:
+    """The largest model by a day, on all courses."""
+    if deadline is None:
+        return ""
+    from atoll.planning.deadline import notes, summary
+
+    lines = [tag("dt", escape(name)) + tag("dd", escape(text)) for name, text in summary(deadline)]
+    told = [tag("li", escape(note)) for note in notes(deadline)]
+    title = f"The largest model by {deadline.by}"
+    return _section(title, tag("dl", *lines), tag("ul", *told, class_="notes"))
+
+
+def _what_if(found: Sequence[WhatIf], calendar: Calendar | None, deadline: Deadline | None) -> str:
+    """Other fleets, and the days that they cost or save."""
+    if not found or calendar is None:
+        return ""
+    from atoll.planning.whatif import shown
+
+    head, rows = shown(found, calendar, deadline)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    return _section("What if", table(head, cells, numbers=tuple(head[1:])))
 
 
 def _section(title: str, *content: str) -> str:
