@@ -1,8 +1,8 @@
 """Which numbers of rows give a row the same bits: found out on the device, with the real weights.
 
-What it is: a trial. The last tokens of a text are computed in steps of different row counts, as
-one piece and as pieces of one token each; keys, values and logits are compared bit for bit. The
-first two blocks and the head have every shape that the others have. What it is not: a proof for
+What it is: a trial. The last tokens of a text are computed in steps of different row counts, in
+pieces of different sizes; keys, values and logits are compared bit for bit. The first two blocks
+and the head have every shape that the others have. What it is not: a proof for
 all inputs. A library that adds up in another order shows it in nearly every number, though, and
 there are many thousands here.
 """
@@ -21,6 +21,9 @@ from atoll.modeling.inference import Inference, Piece
 
 QUERIES = (1, 2, 4, 8, 16, 32)
 """Choices for `Inference.min_queries`."""
+
+SIZES = (*range(2, 18), 20, 24, 31, 32, 33, 48, 63)
+"""Tokens of a piece that are tried beside 1 and as many as there are rows."""
 
 ALONE = 16
 """The one row count that is left where no two agree."""
@@ -75,16 +78,16 @@ def _agreeing(trial: _Trial, largest: int, counts: Sequence[int]) -> list[int]:
     for queries in QUERIES:
         trial.inference.min_queries = queries
         trial.clear()
-        together = trial.run(largest, split=False)
-        alone = trial.run(largest, split=True)
-        if not alone.same_as(together):
+        alone = trial.run(largest, 1)
+        sizes = [size for size in (*SIZES, largest) if size <= largest]
+        if not all(trial.run(largest, size).same_as(alone) for size in sizes):
             continue
         agreeing = [largest]
         for count in reversed([count for count in counts if count < largest]):
             outcomes = []
-            for split in (False, True):
+            for size in {1, count}:
                 trial.restore(alone)
-                outcomes.append(trial.run(count, split=split))
+                outcomes.append(trial.run(count, size))
             if all(outcome.same_as(alone) for outcome in outcomes):
                 agreeing.insert(0, count)
         if _few(agreeing) or queries == QUERIES[-1]:
@@ -104,13 +107,20 @@ class _Trial:
         vocab = inference.model.resolved_vocab
         self.tokens = [int(t) for t in np.random.default_rng(0).integers(0, vocab, self.num)]
 
-    def run(self, count: int, *, split: bool) -> _Outcome:
-        """Compute the last ``count`` tokens in one step, as one piece or as pieces of one."""
+    def run(self, count: int, size: int) -> _Outcome:
+        """Compute the last ``count`` tokens in one step, in pieces of ``size``.
+
+        Gives logits after every piece of one token, else after the last piece.
+        """
         self.inference.row_counts = (count,)
         start = max(0, self.num - count)
-        size = 1 if split else self.num - start
         pieces = [
-            Piece(self.pages, self.first + at, self.tokens[at : at + size], True)
+            Piece(
+                self.pages,
+                self.first + at,
+                self.tokens[at : at + size],
+                size == 1 or at + size >= self.num,
+            )
             for at in range(start, self.num, size)
         ]
         logits = self.inference.step(pieces, num_layers=_NUM_LAYERS)
