@@ -183,6 +183,33 @@ def test_a_client_that_leaves_the_queue_frees_its_place_there(served, stream):
         connection.close()
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_has_left_before_anything_began(served, stream):
+    """The application alone, told that the client is gone before its first token."""
+    before = served.engine.load()
+    body = {"model": "tiny", "messages": CHAT, "max_tokens": LONG, "temperature": 0}
+    messages = [
+        {"type": "http.request", "body": json.dumps({**body, "stream": stream, "n": 2}).encode()},
+        {"type": "http.disconnect"},
+    ]
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+
+    async def receive():
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(_):
+        pass
+
+    asyncio.run(served.app(scope, receive, send))
+    after = idle(served)
+    assert after.finished["cancelled"] == before.finished.get("cancelled", 0) + 2
+    assert after.generated_tokens - before.generated_tokens < 2 * LONG
+
+
 @contextmanager
 def reading_nothing(served, max_tokens):
     """A client that asks for two streams in one and takes none of their bytes."""
