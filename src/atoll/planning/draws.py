@@ -198,7 +198,7 @@ def _rates(
         step = answer.step_seconds
         rows.append(
             (
-                answer.tokens_per_second.mid, good.per_second, good.lost,
+                answer.tokens_per_second.mid * rated.share, good.per_second, good.lost,
                 step.low / step.mid, step.high / step.mid,
             )
         )  # fmt: skip
