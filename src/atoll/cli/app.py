@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli import (
+    chatting,
     chips,
     fleets,
     ledgers,
@@ -15,6 +16,7 @@ from atoll.cli import (
     ordering,
     planning,
     runs,
+    serving,
     validating,
     watching,
 )
@@ -52,6 +54,7 @@ def atoll(
 
 for _module in (
     *(runs, ledgers, watching, models, fleets, measuring, chips, planning, ordering, validating),
+    *(serving, chatting),
 ):
     for _command in _module.COMMANDS:
         app.command(_command.__name__.removesuffix("_"))(_command)

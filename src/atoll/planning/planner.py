@@ -18,7 +18,6 @@ from atoll import facts
 from atoll.errors import AtollError, InputError
 from atoll.facts.engines import tools
 from atoll.facts.measured import Measured
-from atoll.facts.rules import Rule
 from atoll.facts.stacks import stack_for, stack_of
 from atoll.fleet import Fleet, Island
 from atoll.plan import Estimate, Layout, LeftOut, Plan
@@ -29,7 +28,7 @@ from atoll.planning.emit.suits import suits as suits_of
 from atoll.planning.machine import Machine, machine_of
 from atoll.planning.memory import MemoryCoefficients, memory_use
 from atoll.planning.options import USABLE, Coefficient, Option, island_options, spread_of
-from atoll.planning.placing import Placed, placed
+from atoll.planning.placing import Chosen, Placed, placed
 from atoll.planning.problem import Place, Problem
 from atoll.planning.search import DoesNotFit, Found, Way
 from atoll.planning.work import Shape, Software, Work
@@ -51,8 +50,7 @@ class Asked:
     `day` picks the stock; `only` fixes keys of the layouts; `every` overrides how often islands
     exchange; `executor` is "auto" or "atoll"; `tool` is another tool that shall run the plan: only
     makes that it runs on and layouts that it can express are tried. `measured` are measurements by
-    chip, `factors` calibrations by chip. `rules` refuse islands, for a party whose parent has its
-    `headquarters` there; None asks none.
+    chip, `factors` calibrations by chip. `rules` refuse islands; None asks none.
     """
 
     day: date | None = None
@@ -62,15 +60,13 @@ class Asked:
     measured: Mapping[str, Measured] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
     tool: str | None = None
-    rules: tuple[Rule, ...] | None = None
-    headquarters: str | None = None
+    rules: Chosen | None = None
 
     def placed(self, stock: Fleet) -> Placed:
         """What the rules say of the islands of a stock on the first day, today without one."""
         if self.rules is None:
             return Placed(refused={}, notes=())
-        first = self.day or date.today()
-        return placed(stock, self.rules, first, headquarters=self.headquarters)
+        return placed(stock, self.rules, self.day or date.today())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +144,7 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     try:
         found = _search(problem)
     except DoesNotFit as misfit:
-        coming = fleet.change_days(asked.day) if asked.day is not None else []
-        raise no_plan(misfit, later=coming[0] if coming else None) from None
+        raise no_plan(misfit) from None
     if asked.tool is not None and len(found.best.names) == 1 < len(problem.places):
         found = _alone(recipe, asked.tool, problem, found)
     free = not asked.only and asked.tool is None
@@ -249,6 +244,17 @@ def problem_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> tuple[Problem, lis
     return problem, skipped
 
 
+def peaks_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> dict[str, float]:
+    """FLOP/s of one chip of every island, 0 where none can take part: a measure of stocks."""
+    islands = [
+        one.model_copy(update={"nodes": max(1, one.nodes), "lease": None}) for one in fleet.island
+    ]
+    empty: dict[str, Any] = {"island": islands, "delivery": [], "withdrawal": []}
+    problem, _ = problem_of(recipe, fleet.model_copy(update=empty), replace(asked, day=None))
+    speeds = {place.name: place.speed / place.island.num_chips for place in problem.places}
+    return {one.name: speeds.get(one.name, 0.0) for one in islands}
+
+
 def _of_its_makes(places: list[Place], tool: str | None) -> tuple[list[Place], list[LeftOut]]:
     """Without the islands of makes that the tool does not run on, unless no other is there."""
     if tool is None:
@@ -329,11 +335,8 @@ def _corrector(
     return correct
 
 
-def no_plan(misfit: DoesNotFit, *, later: date | None = None) -> NoPlan:
-    """The error for a model that fits nowhere: how much too large on which chip, and the fix.
-
-    `later` is the next day on which the fleet changes, if it does.
-    """
+def no_plan(misfit: DoesNotFit) -> NoPlan:
+    """The error for a model that fits nowhere: how much too large on which chip, and the fix."""
     if not misfit.misfits:
         return NoPlan("no layout divides this model on any island of the fleet")
     lines = []
@@ -351,8 +354,6 @@ def no_plan(misfit: DoesNotFit, *, later: date | None = None) -> NoPlan:
     if nodes is not None:
         fix += f"; or more nodes: it fits from {nodes} nodes on {name} on"
         fix += f" (now {places[name].island.nodes})"
-    if later is not None:
-        fix += f"; the fleet changes on {later}: --from {later} plans what is there then"
     return NoPlan("the model fits on no island\n  " + "\n  ".join([*lines, fix]))
 
 
