@@ -18,10 +18,12 @@ Message = Mapping[str, str]
 """{"role": "system", "user" or "assistant", "content": text}."""
 
 _CONNECT_SECONDS = 5.0
-_KEYS = {401: "wrong_key", 403: "wrong_key", 413: "too_large", 429: "full", 503: "stopping"}
+_STATUSES = {401: "wrong_key", 413: "too_large", 429: "full", 503: "stopping"}
+_CODES = {"context_length_exceeded": "context_full", "stopping": "stopping"}
+_TOLD = ("failed", "context_full")  # where the server's own words add something
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """The server gives no answer, or no more of it.
 
     ``key`` names the words of it in words.toml; ``message`` is what the server said, empty where
@@ -49,7 +51,7 @@ class Endpoint:
                 reply = await client.get("/v1/models")
         except httpx.TransportError:
             raise Refused("gone") from None
-        if reply.status_code in (401, 403):
+        if reply.status_code == 401:
             return False
         if reply.status_code != 200:
             raise _refusal(reply)
@@ -60,7 +62,7 @@ class Endpoint:
     ) -> AsyncIterator[str]:
         """Pieces of the answer's text as they come; the last one is "" if it was cut for length.
 
-        ``settings`` are keys of the API's request. Raises Refused.
+        ``settings`` are further keys of the API's request. Raises Refused.
         """
         import httpx
 
@@ -103,7 +105,7 @@ def _read(data: str) -> tuple[str, bool]:
     try:
         event = json.loads(data)
         if "error" in event:
-            raise Refused("failed", str(event["error"]["message"]))
+            raise _refusal_of(500, event["error"])
         choice = event["choices"][0] if event["choices"] else {}
         return choice.get("delta", {}).get("content") or "", choice.get("finish_reason") == "length"
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -114,15 +116,15 @@ def _refusal(reply: httpx.Response) -> Refused:
     """What a status and the body of an error come to."""
     try:
         error = reply.json()["error"]
-        message, code = str(error["message"]), error.get("code")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        message, code = "", None
-    key = _KEYS.get(reply.status_code, "failed")
-    if code == "context_length_exceeded":
-        key = "context_full"
+    except (ValueError, LookupError, TypeError):
+        error = {}
     seconds = reply.headers.get("Retry-After", "")
-    return Refused(
-        key,
-        message if key in ("failed", "context_full") else "",
-        seconds=max(1, int(seconds)) if seconds.isdecimal() else 1,
-    )
+    return _refusal_of(reply.status_code, error, seconds=int(seconds) if seconds.isdecimal() else 1)
+
+
+def _refusal_of(status: int, error: Any, *, seconds: int = 1) -> Refused:
+    """``error`` is the API's object, if the server is one that speaks it."""
+    told = error if isinstance(error, dict) else {}
+    message = str(told.get("message", ""))
+    key = _CODES.get(str(told.get("code"))) or _STATUSES.get(status, "failed")
+    return Refused(key, message if key in _TOLD else "", seconds=max(1, seconds))

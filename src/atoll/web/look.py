@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import quote
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from atoll.planning.page import STYLE
 from atoll.web.run_page import RUN_STYLE

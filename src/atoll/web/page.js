@@ -1,7 +1,6 @@
 // What the page does in the browser: language, what is kept over a reload, keys, a lost server.
 // Nothing leaves the browser here but what Gradio sends to this very server.
 const atoll = (() => {
-  const DEFAULTS = ["", 0.7, 0.95, 512, ""];
   const read = (store, name, otherwise) => {
     try {
       return JSON.parse(store.getItem("atoll." + name)) ?? otherwise;
@@ -64,9 +63,10 @@ const atoll = (() => {
   let ready = false; // components report their first, empty values before anything is restored
 
   return {
-    restore() {
+    // `now` are the components that `restore` fills, in page.py's order, as they are at first.
+    restore([, , , , ...defaults]) {
       const chat = read(sessionStorage, "chat", null) ?? read(localStorage, "chat", []);
-      const settings = read(localStorage, "settings", DEFAULTS);
+      const settings = read(localStorage, "settings", defaults);
       const here = (name) => read(sessionStorage, name, "");
       return [language, here("key"), here("draft"), chat, ...settings];
     },

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from atoll.planning.svg import escape, tag
 from atoll.web.client import Endpoint, Message, Refused
 from atoll.web.look import icon
 from atoll.web.run_tab import RunTab
@@ -21,6 +22,8 @@ LOCALES = {"en": "en", "zh": "zh-CN"}
 """Our languages as Gradio calls them; it has words of its own in both."""
 
 REFRESH_SECONDS = 3.0
+TEMPERATURE, TOP_P = 0.3, 0.9
+"""At first: what small models need in order to stay with the question."""
 
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _AT_ONCE: dict[str, Any] = {**_QUIET, "queue": False}
@@ -122,13 +125,13 @@ class _Page:
         with gr.Column(scale=0, min_width=0, elem_id="side"):
             system = gr.Textbox(label=word("system"), info=word("system_hint"), lines=3,
                                 max_lines=10, elem_id="system")  # fmt: skip
-            temperature = gr.Slider(0.0, 2.0, 0.7, step=0.05, label=word("temperature"),
+            temperature = gr.Slider(0.0, 2.0, TEMPERATURE, step=0.05, label=word("temperature"),
                                     info=word("temperature_hint"), elem_id="temperature",
                                     buttons=[])  # fmt: skip
-            top_p = gr.Slider(0.05, 1.0, 0.95, step=0.05, label=word("top_p"),
+            top_p = gr.Slider(0.05, 1.0, TOP_P, step=0.05, label=word("top_p"),
                               info=word("top_p_hint"), elem_id="top-p", buttons=[])  # fmt: skip
-            max_tokens = gr.Number(512, minimum=1, precision=0, label=word("max_tokens"),
-                                   elem_id="max-tokens")  # fmt: skip
+            max_tokens = gr.Number(None, minimum=1, precision=0, label=word("max_tokens"),
+                                   info=word("max_tokens_hint"), elem_id="max-tokens")  # fmt: skip
             seed = gr.Textbox(label=word("seed"), info=word("seed_hint"), elem_id="seed",
                               max_lines=1)  # fmt: skip
         self.settings = [system, temperature, top_p, max_tokens, seed]
@@ -138,7 +141,8 @@ class _Page:
         seen = gr.State(0)
         timer = gr.Timer(REFRESH_SECONDS, active=False)
         look: dict[str, Any] = {
-            "fn": self._look, "inputs": [self.key, self.language, seen], "outputs": [view, seen], **_AT_ONCE,
+            "fn": self._look, "inputs": [self.key, self.language, seen],
+            "outputs": [view, seen], **_AT_ONCE,
         }  # fmt: skip
         run_tab.select(None, js="() => atoll.turnTo('run')")
         chat_tab.select(None, js="() => atoll.turnTo('chat')")
@@ -151,7 +155,8 @@ class _Page:
     def _answers(self) -> None:
         """Send, try again, retry, edit: each ends in an answer; and stop."""
         given = [self.chat, self.key, self.language, *self.settings]
-        shown = [self.chat, self.message, self.notice, self.notice_row, self.send, self.halt]
+        shown = [self.chat, self.message, self.notice, self.notice_row, self.again, self.send,
+                 self.halt, self.gate, self.inside]  # fmt: skip
         common: dict[str, Any] = {
             "outputs": shown, "concurrency_limit": None, "api_visibility": "private",
             "show_progress": "hidden",
@@ -182,7 +187,7 @@ class _Page:
             None, self.key, None, js="key => atoll.keepKey(key)"
         )
         kept = [self.language, self.typed, self.message, self.chat, *self.settings]
-        self.blocks.load(None, None, kept, js="() => atoll.restore()").then(**enter).then(
+        self.blocks.load(None, kept, kept, js="(...now) => atoll.restore(now)").then(**enter).then(
             None, None, None, js="() => atoll.ready()"
         )
 
@@ -203,7 +208,7 @@ class _Page:
                         self.typed: ""}  # fmt: skip
         return {
             self.key: key,
-            self.name: f"<span>{self.endpoint.model}</span>",
+            self.name: tag("span", escape(self.endpoint.model)),
             self.gate: gr.Column(visible=False),
             self.inside: gr.Column(visible=True),
             self.wrong: gr.HTML("", visible=False),
@@ -256,40 +261,53 @@ class _Page:
         visitor: str,
     ) -> AsyncIterator[Update]:
         said = [{"role": "system", "content": system}] if system.strip() else []
-        settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+        # Visitors share this server's address: the name keeps the engine's order among them fair.
+        settings = {"temperature": temperature, "top_p": top_p, "user": visitor}
         settings |= {"max_tokens": max_tokens} if max_tokens else {}
         settings |= {"seed": int(seed)} if seed.strip().lstrip("-").isdecimal() else {}
         yield {
             self.chat: history,
             self.message: "",
-            self.notice_row: gr.Row(visible=False),
+            **self._told(say("waiting", language), "info", again=False),
             self.send: gr.Button(visible=False),
             self.halt: gr.Button(visible=True),
         }
+        waiting = True
         async for step in self.talk.answer(visitor, [*said, *history], settings, key=key):
             answer = [{"role": "assistant", "content": step.text}] if step.text else []
             update: Update = {self.chat: [*history, *answer]}
             if step.end is not None:
                 update |= self._end(step, language, max_tokens)
+            elif waiting:
+                update[self.notice_row] = gr.Row(visible=False)
+            waiting = False
             yield update
 
     def _end(self, step: Step, language: str, max_tokens: int | None) -> Update:
         update: Update = {
+            self.notice_row: gr.Row(visible=False),
             self.send: gr.Button(visible=True),
             self.halt: gr.Button(visible=False),
         }
-        if step.end:
-            seconds, message = 0, ""
-            if step.refused is not None:
-                seconds, message = step.refused.seconds, step.refused.message
-            text = say(step.end, language, seconds=seconds, tokens=max_tokens)
-            text += " " + say("said", language, message=message) if message else ""
-            kind = "error" if step.refused is not None else "info"
-            update |= {
-                self.notice: _notice(text, kind),
-                self.notice_row: gr.Row(visible=True),
-            }
-        return update
+        if not step.end:
+            return update
+        if step.end == "wrong_key":  # the server was started anew, with another one
+            update |= {self.gate: gr.Column(visible=True), self.inside: gr.Column(visible=False)}
+        seconds, message = 0, ""
+        if step.refused is not None:
+            seconds, message = step.refused.seconds, step.refused.message
+        key = "cut_short" if step.end == "cut" and max_tokens else step.end
+        text = say(key, language, seconds=seconds, tokens=max_tokens)
+        text += " " + say("said", language, message=message) if message else ""
+        kind = "error" if step.refused is not None else "info"
+        return update | self._told(text, kind, again=step.refused is not None)
+
+    def _told(self, text: str, kind: str, *, again: bool) -> Update:
+        return {
+            self.notice: _notice(text, kind),
+            self.notice_row: gr.Row(visible=True),
+            self.again: gr.Button(visible=again),
+        }
 
     def _stop(self, request: gr.Request) -> None:
         self.talk.stop(str(request.session_hash))
@@ -309,7 +327,7 @@ class _Page:
 
 def _plain(history: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Gradio's messages as the API takes them."""
-    plain = []
+    plain: list[Message] = []
     for message in history:
         content = message["content"]
         if not isinstance(content, str):
@@ -319,7 +337,5 @@ def _plain(history: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 def _notice(text: str, kind: str) -> str:
-    from atoll.planning.svg import escape, tag
-
     role = "alert" if kind == "error" else "status"
     return tag("p", escape(text), class_=f"notice {kind}", role=role)

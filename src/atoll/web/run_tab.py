@@ -1,4 +1,4 @@
-"""The second tab: the run that the served model comes from and its plan, as its folder tells now."""
+"""The second tab: the run that the served model comes from, and its plan, as its folder tells."""
 
 from __future__ import annotations
 

@@ -52,10 +52,10 @@ def _translated(text: str) -> str:
     if bare in texts:
         return text.replace(bare, texts[bare])
     for pattern, replacement in patterns:
-        found = pattern.fullmatch(bare)
-        if found:
-            filled = re.sub(r"\\(\d)", lambda g: _translated(found[int(g[1])]), replacement)
-            return text.replace(bare, filled)
+        if found := pattern.fullmatch(bare):
+            for number, group in enumerate(found.groups(), start=1):
+                replacement = replacement.replace(f"\\{number}", _translated(group))  # noqa: PLW2901
+            return text.replace(bare, replacement)
     for mark in ("; ", ", "):
         parts = text.split(mark)
         if len(parts) > 1:
