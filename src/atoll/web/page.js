@@ -72,6 +72,7 @@ const atoll = (() => {
     },
     ready() {
       ready = true;
+      document.body.classList.add("ready");
       showSettings(read(localStorage, "panel", true) && innerWidth >= WIDE);
     },
     keepChat(chat) {

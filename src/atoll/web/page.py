@@ -130,8 +130,8 @@ class _Page:
                                     buttons=[])  # fmt: skip
             top_p = gr.Slider(0.05, 1.0, TOP_P, step=0.05, label=word("top_p"),
                               info=word("top_p_hint"), elem_id="top-p", buttons=[])  # fmt: skip
-            max_tokens = gr.Number(None, minimum=1, precision=0, label=word("max_tokens"),
-                                   info=word("max_tokens_hint"), elem_id="max-tokens")  # fmt: skip
+            max_tokens = gr.Textbox(label=word("max_tokens"), info=word("max_tokens_hint"),
+                                    elem_id="max-tokens", max_lines=1)  # fmt: skip
             seed = gr.Textbox(label=word("seed"), info=word("seed_hint"), elem_id="seed",
                               max_lines=1)  # fmt: skip
         self.settings = [system, temperature, top_p, max_tokens, seed]
@@ -255,7 +255,7 @@ class _Page:
         system: str,
         temperature: float,
         top_p: float,
-        max_tokens: int | None,
+        max_tokens: str,
         seed: str,
         *,
         visitor: str,
@@ -263,8 +263,12 @@ class _Page:
         said = [{"role": "system", "content": system}] if system.strip() else []
         # Visitors share this server's address: the name keeps the engine's order among them fair.
         settings = {"temperature": temperature, "top_p": top_p, "user": visitor}
-        settings |= {"max_tokens": max_tokens} if max_tokens else {}
-        settings |= {"seed": int(seed)} if seed.strip().lstrip("-").isdecimal() else {}
+        for name, text in (("max_tokens", max_tokens), ("seed", seed)):
+            if not _is_number(text, least=name == "max_tokens"):
+                told = say("no_number", language, name=say(name, language))
+                yield {self.chat: history, **self._told(told, "error", again=True)}
+                return
+            settings |= {name: int(text)} if text.strip() else {}
         yield {
             self.chat: history,
             self.message: "",
@@ -283,7 +287,7 @@ class _Page:
             waiting = False
             yield update
 
-    def _end(self, step: Step, language: str, max_tokens: int | None) -> Update:
+    def _end(self, step: Step, language: str, max_tokens: str) -> Update:
         update: Update = {
             self.notice_row: gr.Row(visible=False),
             self.send: gr.Button(visible=True),
@@ -296,8 +300,8 @@ class _Page:
         seconds, message = 0, ""
         if step.refused is not None:
             seconds, message = step.refused.seconds, step.refused.message
-        key = "cut_short" if step.end == "cut" and max_tokens else step.end
-        text = say(key, language, seconds=seconds, tokens=max_tokens)
+        key = "cut_short" if step.end == "cut" and max_tokens.strip() else step.end
+        text = say(key, language, seconds=seconds, tokens=max_tokens.strip())
         text += " " + say("said", language, message=message) if message else ""
         kind = "error" if step.refused is not None else "info"
         return update | self._told(text, kind, again=step.refused is not None)
@@ -334,6 +338,12 @@ def _plain(history: Sequence[Mapping[str, Any]]) -> list[Message]:
             content = "".join(str(part.get("text", "")) for part in content)
         plain.append({"role": message["role"], "content": content})
     return plain
+
+
+def _is_number(text: str, *, least: int) -> bool:
+    """Whether a setting is empty or a whole number of at least so much."""
+    bare = text.strip()
+    return not bare or (bare.isdecimal() and len(bare) < 19 and int(bare) >= least)
 
 
 def _notice(text: str, kind: str) -> str:
