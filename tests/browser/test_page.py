@@ -25,7 +25,7 @@ def told(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return open_tiny(tmp_path_factory.mktemp("tiny"), context=8192, endless=True)
+    return open_tiny(tmp_path_factory.mktemp("tiny"), context=8192, stops=False)
 
 
 @pytest.fixture(scope="module")
