@@ -15,6 +15,7 @@ share one key head, M query rows that meet one key head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,7 +157,6 @@ class Inference:
         self._mask_MP = mask_PP.repeat_interleave(self._num_heads // self._num_kv, 0).to(device)
         self._views: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
-    @torch.inference_mode()
     def step(
         self, pieces: Sequence[Piece], *, num_layers: int | None = None
     ) -> npt.NDArray[np.float32]:
@@ -164,6 +164,10 @@ class Inference:
 
         ``num_layers`` leaves out the layers after the first few: for agreeing.py.
         """
+        with self.without_gradients():
+            return self._step(pieces, num_layers)
+
+    def _step(self, pieces: Sequence[Piece], num_layers: int | None) -> npt.NDArray[np.float32]:
         tokens, positions, places, parts, wanted = self._laid_out(pieces)
         num_rows = len(places)
         padded = self.padded(num_rows)
@@ -190,17 +194,17 @@ class Inference:
         last_NC = x_NC.index_select(0, put(wanted, self.padded(len(wanted))))
         return self._head.of(self._normed(last_NC))[: len(wanted)].cpu().numpy()
 
-    @torch.inference_mode()
     def copy(self, source: int, target: int, num_positions: int) -> None:
         """Copy the first positions of a page to another one and clear the rest of that.
 
         With 0 positions the target is cleared; source and target may be the same.
         """
         a, b, stop = source * self.page, target * self.page, (target + 1) * self.page
-        for layer in self._layers:
-            if source != target and num_positions:
-                layer.store[b : b + num_positions].copy_(layer.store[a : a + num_positions])
-            layer.store[b + num_positions : stop].zero_()
+        with self.without_gradients():
+            for layer in self._layers:
+                if source != target and num_positions:
+                    layer.store[b : b + num_positions].copy_(layer.store[a : a + num_positions])
+                layer.store[b + num_positions : stop].zero_()
 
     def stored(self, pages: Sequence[int], *, num_layers: int) -> list[Tensor]:
         """What the first layers hold in these pages, for comparing: [page, 2K, D] of each."""
@@ -216,6 +220,11 @@ class Inference:
                 return count
         largest = self.row_counts[-1]
         return -(-num_rows // largest) * largest
+
+    def without_gradients(self) -> AbstractContextManager[None]:
+        """The leaner of torch's two modes on the CPU; some devices' tensors do not know it."""
+        mode = torch.inference_mode if self.device.type == "cpu" else torch.no_grad
+        return mode()
 
     def _laid_out(
         self, pieces: Sequence[Piece]
