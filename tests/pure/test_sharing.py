@@ -254,6 +254,22 @@ def test_people_who_cannot_be_served_and_runs_without_chips_are_refused(files, r
         )
 
 
+def test_a_server_that_is_delivered_later_lends_nothing_until_then(files, tmp_path, capsys):
+    text = FLEET.replace("nodes = 4", "nodes = 0")
+    text += '[[delivery]]\ndate = 2025-07-01\nisland = "chat"\n'
+    text += "count = { low = 32, mid = 32, high = 32 }\n"
+    (tmp_path / "later.toml").write_text(text)
+    arguments = ["plan", str(files / "recipe.toml"), str(tmp_path / "later.toml")]
+    assert main([*arguments, "--executor", "atoll"]) == 0
+    assert "0 moves a day" in capsys.readouterr().out
+    dated = ["--executor", "atoll", "--from", "2025-06-25", "--draws", "20", "--json"]
+    assert main([*arguments, *dated]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    first, second = told["calendar"]["periods"]
+    assert first["to"] == second["from"] == "2025-07-01"
+    assert second["tokens_per_second"] > 1.1 * first["tokens_per_second"]
+
+
 def span(text):
     return Span(low=text, mid=text, high=text)
 

@@ -102,9 +102,8 @@ class Sharing:
     @property
     def offset(self) -> float:
         """Seconds ahead of UTC of the clocks by which a person reads the day."""
-        one = self.lenders[0]
-        told = self.answer.fleet.offset_of(one.island.site)
-        return one.server.offset if one.server is not None else told or 0.0
+        sites = [one.island.site for one in self.lenders]
+        return self.answer.fleet.offset_of(sites[0]) or 0.0 if sites else 0.0
 
 
 def share(recipe: Recipe, fleet: Fleet, asked: Asked, *, rates: Rates | None = None) -> Sharing:
