@@ -239,6 +239,14 @@ def test_too_few_chips_are_said_and_nothing_is_lent_then(files, recipe):
     assert any("too small for its burst" in note for note in sharetable.notes(found))
 
 
+def test_a_server_of_which_too_little_is_known_is_named_with_its_file(files, tmp_path, capsys):
+    text = FLEET.replace('"h20"\nnodes = 4', '"mlu590"\nnodes = 4')
+    (tmp_path / "unknown.toml").write_text(text)
+    assert main(["plan", str(files / "recipe.toml"), str(tmp_path / "unknown.toml")]) == 2
+    said = capsys.readouterr().err
+    assert "unknown.toml: island[1].network" in said and "Traceback" not in said
+
+
 def test_people_who_cannot_be_served_and_runs_without_chips_are_refused(files, recipe):
     fleet = Fleet.load(files / "fleet.toml")
     hasty = fleet.traffic[0].model_copy(update={"time_per_token": "1 us"})

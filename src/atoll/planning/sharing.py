@@ -181,14 +181,14 @@ def _lenders(recipe: Recipe, stock: Fleet, asked: Asked, rates: Rates) -> list[L
     names = [one.name for one in stock.island]
     own = model_of(recipe)
     servers = []
-    for index, one in enumerate(stock.traffic):
+    for one in stock.traffic:
         if one.island not in names:
             continue  # nothing is delivered yet
         model, name = (own, recipe.name) if one.model is None else (preset(one.model), one.model)
         try:
             servers.append(server_of(one, stock, model, name, asked))
         except InputError as fault:
-            fault.key = f"traffic[{index}].island"
+            fault.key = f"island[{names.index(one.island)}].{fault.key}"
             raise
     hours = [one for one in stock.island if one.hours is not None]
     everything = rates.of({one.name: one.num_chips for one in stock.island})
