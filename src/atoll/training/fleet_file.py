@@ -25,8 +25,8 @@ class FleetFile:
     def __init__(
         self, path: Path, recipe: Recipe, members: list[MemberSpec], say: Callable[[str], None]
     ) -> None:
-        """`members` are the islands that the run begins with, by the file as it was when the command
-        began: it may have changed since.
+        """`members` are the islands that the run begins with, by the file as it was when it was
+        read first: it may have changed since.
         """
         self._path, self._recipe, self._say = path, recipe, say
         self.members = members
