@@ -184,8 +184,10 @@ class Rates:
         goodput = goodput_of(answer, self.fleet.failures)
         self.known[self._key(chips)] = Rated(chips=chips, answer=answer, goodput=goodput)
 
-    def of(self, chips: Mapping[str, int]) -> Rated:
-        """The best plan for chips by island; chips that fill no node are left out."""
+    def of(self, chips: Mapping[str, int], which: Which = "mid") -> Rated:
+        """The best plan for chips by island, the one that is fastest at one end of its range; chips
+        that fill no node are left out.
+        """
         islands = [
             one.model_copy(
                 update={"nodes": chips.get(one.name, 0) // one.chips_per_node, "lease": None}
@@ -198,7 +200,7 @@ class Rates:
             left = [one for one in islands if one.nodes]
             empty: dict[str, Any] = {"island": left, "delivery": [], "withdrawal": []}
             self.known[key] = self._planned(whole, self.fleet.model_copy(update=empty))
-        return self._best(key)
+        return self._best(key, which)
 
     def _key(self, chips: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(chips.get(one.name, 0) for one in self.fleet.island)
@@ -214,12 +216,12 @@ class Rates:
         goodput = goodput_of(answer, self.fleet.failures)
         return Rated(chips=chips, answer=answer, goodput=goodput)
 
-    def _best(self, key: tuple[int, ...]) -> Rated:
+    def _best(self, key: tuple[int, ...], which: Which) -> Rated:
         """The plan of this stock, or a faster one that was found for a part of it."""
         own = best = self.known[key]
         for other, rated in self.known.items():
             inside = all(a <= b for a, b in zip(other, key, strict=True))
-            if inside and rated.rate() > best.rate():
+            if inside and rated.rate(which) > best.rate(which):
                 best = rated
         return own if best is own else replace(best, chips=own.chips)
 
@@ -273,7 +275,7 @@ def _course(rates: Rates, days: Sequence[date], total: float, which: Which) -> C
 
     def each() -> Iterator[float]:
         for day in days:
-            found.append(rates.of(_chips(rates.fleet, day, which)))
+            found.append(rates.of(_chips(rates.fleet, day, which), which))
             yield found[-1].rate(which)
 
     curve, done = run_through(total, begins, each())
