@@ -8,7 +8,7 @@ import pytest
 from atoll import facts
 from atoll.errors import InputError
 from atoll.facts import countries
-from atoll.facts.rules import MODES, load_rule, rule_set, rules
+from atoll.facts.rules import MODES, change_days, load_rule, rule_set, rules
 from atoll.planning.rules import classes_of
 from atoll.planning.thresholds import measures_of
 
@@ -115,6 +115,27 @@ def test_groups_hold_known_countries_and_keep_out_what_the_rules_except() -> Non
         assert set(held) <= set(countries.countries()) and held == sorted(held)
         assert not {"MY", "ID", "TH", "SG", "IL", "CY", "US"} & set(held)
     assert {"CN", "HK"} <= set(countries.groups()["D:5"])
+
+
+D_ON_8_JULY_2026 = {
+    # Supplement 1 to 15 CFR part 740; Israel (A:6) is left out here, Hong Kong stands beside China.
+    "D:1": "AM AZ BY CN GE IQ KG KH KP KZ LA LY MD MM MN MO NI RU TJ TM UZ VE VN YE",
+    "D:4": "AE BH BY CN EG IQ IR JO KP KW LB LY MO OM PK QA RU SA SY VE YE",
+    "D:5": "AF BY CD CF CN CU ER HT IQ IR KP LB LY MM NI RU SD SO SS SY VE ZW",
+}
+
+
+def test_the_groups_are_those_of_a_day() -> None:
+    def on(group: str, year: int, month: int, day: int) -> frozenset[str]:
+        return countries.expanded([group], DAY(year, month, day))
+
+    for group, codes in D_ON_8_JULY_2026.items():
+        assert on(group, 2026, 7, 8) == {*codes.split(), "HK"}
+    assert on("D:5", 2026, 2, 2) - on("D:5", 2026, 2, 3) == {"KH"}
+    assert on("D:5", 2024, 3, 15) - on("D:5", 2024, 3, 14) == {"NI"}
+    assert on("D:1", 2024, 3, 15) - on("D:1", 2024, 3, 14) == {"NI"}
+    assert on("D:4", 2022, 3, 2) - on("D:4", 2022, 3, 1) == {"BY"}
+    assert DAY(2026, 2, 3) in change_days(rules()) and DAY(2025, 4, 9) in change_days(rules())
 
 
 def test_each_vendor_of_the_chips_has_a_country() -> None:

@@ -222,10 +222,12 @@ def test_a_plan_leaves_out_what_is_refused(
     unsaid = plan_json(capsys, examples, fleet, "--rules", "all")
     assert "of island bought it cannot be told: the headquarters" in " ".join(unsaid["notes"])
     fleet.write_text(FLEET.replace("h100-sxm-80gb", "h20"))
-    late = plan_json(
-        capsys, examples, fleet, "--rules", "all", "--hq", "CN", "--from", "2025-05-01"
-    )
-    notes = " ".join(late["notes"])
+    flags = ("--rules", "all", "--hq", "CN", "--from", "2025-05-01")
+    late = plan_json(capsys, examples, fleet, *flags)
+    reasons = {one["what"]: one["why"] for one in late["rejected"]}
+    assert reasons["bought"].startswith("refused by rule us-2025-04-letters: a licence is needed")
+    milder = plan_json(capsys, examples, fleet, *flags, "--refuse", "denial")
+    notes = " ".join(milder["notes"])
     assert "rules: island bought: licence: us-2025-04-letters: a licence is needed" in notes
     fleet.write_text(FLEET.replace('owner_hq = "SG"', 'owner_hq = "CN"'))
     both = plan_json(capsys, examples, fleet, "--rules", "all", "--hq", "CN")
@@ -240,6 +242,44 @@ def test_a_plan_leaves_out_what_is_refused(
     assert all(name in why for name in ("domestic", "leased", "bought"))
 
 
+def test_each_delivery_is_judged_on_its_own_day(
+    tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = "count = { low = 8, mid = 16, high = 16 }"
+    days = ("2025-03-01", "2025-04-08", "2025-04-09", "2025-08-11")
+    changes = "".join(f'[[delivery]]\ndate = {day}\nisland = "bought"\n{count}\n' for day in days)
+    gone = f'[[withdrawal]]\ndate = 2025-06-01\nisland = "bought"\n{count}\n'
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text(FLEET.replace("h100-sxm-80gb", "h20") + changes + gone)
+    flags = ("--from", "2025-02-01", "--draws", "50", "--set", "schedule.steps=40000000000")
+    asked = (*flags, "--rules", "all", "--hq", "CN")
+    found = plan_json(capsys, examples, fleet, *asked)["calendar"]
+    left = [one for one in found["notes"] if one.startswith("left out: ")]
+    assert len(left) == 1
+    assert left[0].startswith("left out: 16 chips for bought on 2025-04-09: refused by rule us-202")
+    # 8 chips on the first day and 16 twice; of what never came the withdrawal takes 16 first.
+    bought = {one["from"]: one["chips"].get("bought", 0) for one in found["periods"]}
+    expected = {"2025-02-01": 8, "2025-03-01": 24, "2025-04-08": 40, "2025-08-11": 56}
+    assert bought == expected
+    free = plan_json(capsys, examples, fleet, *flags)["calendar"]["periods"]
+    counts = [one["chips"].get("bought", 0) for one in free]
+    assert counts == [8, 24, 40, 56, 40, 56]
+
+
+def test_what_is_refused_on_the_first_day_comes_later_where_a_rule_lets_it(
+    tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = "count = { low = 8, mid = 8, high = 8 }"
+    text = FLEET.replace("h100-sxm-80gb", "h20")
+    text += f'[[delivery]]\ndate = 2025-08-11\nisland = "bought"\n{count}\n'
+    fleet = tmp_path / "fleet.toml"
+    fleet.write_text(text)
+    flags = ("--from", "2025-05-01", "--draws", "0", "--set", "schedule.steps=40000000000")
+    found = plan_json(capsys, examples, fleet, *flags, "--rules", "all", "--hq", "CN")["calendar"]
+    chips = [one["chips"].get("bought", 0) for one in found["periods"]]
+    assert chips == [0, 8]
+
+
 def test_bad_flags_of_a_plan_end_in_2(
     tmp_path: Path, examples: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +288,8 @@ def test_bad_flags_of_a_plan_end_in_2(
     for flags, said in (
         (("--hq", "CN"), "--hq: is an option of --rules"),
         (("--no-rules", "all"), "--no-rules: is an option of --rules"),
+        (("--refuse", "denial"), "--refuse: is an option of --rules"),
+        (("--rules", "all", "--refuse", "never"), '--refuse = "never": is not allowed here'),
         (("--rules", "all", "--hq", "XX"), '--hq = "XX": there is no such country'),
         (("--rules", "us-2023"), "there is no such file"),
     ):

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atoll.cli import calendars, launching
+from atoll.cli import calendars, flags, launching
 from atoll.cli.output import Json, note, print_json, wide_console
 from atoll.errors import InputError
 
 if TYPE_CHECKING:
     from datetime import date
 
-    from atoll.facts.rules import Rule
     from atoll.planning.calendar import Calendar
+    from atoll.planning.placing import Chosen
     from atoll.planning.planner import Answer, Asked
 
 RecipeFile = Annotated[
@@ -106,47 +106,12 @@ OneIsland = Annotated[
         show_default=False,
     ),
 ]
-Facts = Annotated[
-    Path | None,
-    typer.Option(
-        "--facts",
-        metavar="DIR",
-        help="A folder of your own facts: measured/*.toml by `atoll measure` go before "
-        "published numbers.",
-        show_default=False,
-    ),
-]
 Calibrate = Annotated[
     Path | None,
     typer.Option(
         "--calibrate",
         metavar="CSV",
         help="Runs of your own cluster (columns as in docs/validate.md): one factor a chip.",
-        show_default=False,
-    ),
-]
-Rules = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--rules",
-        metavar="SET",
-        help="Leave out islands whose chips export rules refuse at their site: all, or a file of "
-        "your own beside them (docs/rules.md). No legal advice.",
-        show_default=False,
-    ),
-]
-NoRules = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--no-rules", metavar="NAME", help="With --rules: switch one off.", show_default=False
-    ),
-]
-Headquarters = Annotated[
-    str | None,
-    typer.Option(
-        "--hq",
-        metavar="CC",
-        help="With --rules: the country of the headquarters of your ultimate parent.",
         show_default=False,
     ),
 ]
@@ -167,11 +132,12 @@ def plan(  # long: one parameter a flag
     emit: Emit = None,
     to: To = None,
     island: OneIsland = None,
-    facts: Facts = None,
+    facts: flags.Facts = None,
     calibrate: Calibrate = None,
-    rules: Rules = None,
-    no_rules: NoRules = None,
-    hq: Headquarters = None,
+    rules: flags.Rules = None,
+    no_rules: flags.NoRules = None,
+    refuse: flags.Refuse = None,
+    hq: flags.Headquarters = None,
     draws: calendars.Draws = 1000,
     seed: calendars.Seed = 1,
     json: Json = False,
@@ -193,7 +159,7 @@ def plan(  # long: one parameter a flag
     asked = _asked(
         from_=from_, layout=layout, exchange=exchange, executor="atoll" if own else executor,
         facts=facts, calibrate=calibrate, emit=None if own else emit,
-        rules=_rules(rules, no_rules, hq), hq=hq,
+        rules=flags.chosen(rules, no_rules, refuse, hq),
     )  # fmt: skip
     if what is not None:
         if recipe is not None:
@@ -330,11 +296,9 @@ def _asked(
     facts: Path | None,
     calibrate: Path | None,
     emit: str | None,
-    rules: tuple[Rule, ...] | None,
-    hq: str | None,
+    rules: Chosen | None,
 ) -> Asked:
     """The flags as one noun. InputError for whatever is wrong."""
-    from atoll.facts.countries import country
     from atoll.facts.measured import measured_in
     from atoll.plan import Layout
     from atoll.planning.planner import Asked
@@ -356,22 +320,7 @@ def _asked(
         measured=measured,
         factors=factors,
         rules=rules,
-        headquarters=None if hq is None else country(hq, key="--hq"),
     )
-
-
-def _rules(
-    asked: list[str] | None, off: list[str] | None, hq: str | None
-) -> tuple[Rule, ...] | None:
-    """The rules that --rules and --no-rules ask for; None without --rules."""
-    if asked:
-        from atoll.facts.rules import rule_set
-
-        return rule_set([one for one in asked if one != "all"], off=off or [])
-    for flag, given in (("--no-rules", off), ("--hq", hq)):
-        if given:
-            raise InputError("is an option of --rules", key=flag, fix="add --rules all")
-    return None
 
 
 def _one_of(flag: str, value: str | None, allowed: tuple[str, ...]) -> None:

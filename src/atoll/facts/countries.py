@@ -5,6 +5,7 @@ Read from facts/countries.toml. Which rule reaches whom is decided in `atoll.pla
 
 from __future__ import annotations
 
+import datetime
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -30,7 +31,7 @@ def countries() -> Mapping[str, str]:
 
 
 def groups() -> Mapping[str, list[str]]:
-    """Name of a group ("D:5") -> codes of its countries."""
+    """Name of a group ("D:5") -> codes of all countries that are or were in it."""
     return {name: held for name, held in _file()["groups"].items() if isinstance(held, list)}
 
 
@@ -55,10 +56,28 @@ def _near(wanted: str) -> str:
     return f"nearest: {near}\n{listed}"
 
 
-def expanded(places: Iterable[str]) -> frozenset[str]:
-    """The codes of countries and groups together; assumes that all are known."""
-    known = groups()
-    return frozenset(code for place in places for code in known.get(place, [place]))
+def expanded(places: Iterable[str], day: datetime.date) -> frozenset[str]:
+    """The codes of countries and groups together on a day; assumes that all are known."""
+    known, away = groups(), _away(day)
+    return frozenset(
+        code for place in places for code in known.get(place, [place]) if (place, code) not in away
+    )
+
+
+def _away(day: datetime.date) -> frozenset[tuple[str, str]]:
+    """(group, country) of those that are in a group, but not on a day."""
+    return frozenset(
+        (one["group"], one["country"])
+        for one in _file()["member"]
+        if not one["from"] <= day < one.get("until", datetime.date.max)
+    )
+
+
+def change_days() -> frozenset[datetime.date]:
+    """The days on which a country came into a group or left it."""
+    return frozenset(
+        one[key] for one in _file()["member"] for key in ("from", "until") if key in one
+    )
 
 
 def is_place(text: str) -> bool:

@@ -52,6 +52,11 @@ Result = Literal[
 SEVERITY: tuple[Result, ...] = get_args(Result)
 """From the mildest to the gravest."""
 
+REFUSED: Result = "licence"
+"""The mildest result on which nothing is planned, if nobody says another: a licence that is needed,
+and of which nothing says that it is given.
+"""
+
 Confidence = Literal["high", "medium", "low"]
 
 
@@ -313,6 +318,17 @@ def rules() -> tuple[Rule, ...]:
     folder = Path(str(resources.files("atoll.facts"))) / "rules"
     found = [load_rule(path) for path in sorted(folder.glob("*.toml"))]
     return tuple(sorted(found, key=lambda rule: (rule.start, rule.name)))
+
+
+def change_days(chosen: Sequence[Rule]) -> list[datetime.date]:
+    """The days on which what these rules say may change, sorted: they, an outcome, a remark or a
+    country's place in a group begins or ends.
+    """
+    days = set(countries.change_days())
+    for rule in chosen:
+        for one in (rule, *rule.outcome, *rule.remark):
+            days |= {day for day in (one.since, one.until) if day is not None}
+    return sorted(days)
 
 
 def rule_set(files: Sequence[Path | str] = (), *, off: Sequence[str] = ()) -> tuple[Rule, ...]:

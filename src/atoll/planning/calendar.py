@@ -17,6 +17,7 @@ from atoll import facts
 from atoll.errors import InputError
 from atoll.fleet import Fleet
 from atoll.planning.goodput import Goodput, goodput_of
+from atoll.planning.placing import allowed
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
 from atoll.recipe import Recipe
 from atoll.supply import Which
@@ -259,13 +260,18 @@ def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
 
 def calendar_from(rates: Rates, start: date) -> Calendar:
     """The run from a day on, with or without a chip there yet. InputError as `calendar_of`."""
+    refused: tuple[tuple[str, str], ...] = ()
+    if rates.asked.rules is not None:
+        left, refused = allowed(rates.fleet, rates.asked.rules, start)
+        rates = Rates(rates.recipe, left, replace(rates.asked, rules=None))
     fleet, recipe = rates.fleet, rates.recipe
     days = [start, *fleet.change_days(start)]
     tokens = float(recipe.total_steps()) * recipe.tokens_per_step
     courses: dict[Which, Course] = {}
     for which in WHICH:  # few chips first: what is found for them holds for more of them too
         courses[which] = _course(rates, days, tokens, which)
-    notes = tuple(_notes(courses["mid"], fleet))
+    kept_out = (f"left out: {what}: {why}" for what, why in refused)
+    notes = (*kept_out, *_notes(courses["mid"], fleet))
     return Calendar(start=start, tokens=tokens, courses=courses, rates=rates, notes=notes)
 
 

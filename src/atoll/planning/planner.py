@@ -18,7 +18,6 @@ from atoll import facts
 from atoll.errors import AtollError, InputError
 from atoll.facts.engines import tools
 from atoll.facts.measured import Measured
-from atoll.facts.rules import Rule
 from atoll.facts.stacks import stack_for, stack_of
 from atoll.fleet import Fleet, Island
 from atoll.plan import Estimate, Layout, LeftOut, Plan
@@ -29,7 +28,7 @@ from atoll.planning.emit.suits import suits as suits_of
 from atoll.planning.machine import Machine, machine_of
 from atoll.planning.memory import MemoryCoefficients, memory_use
 from atoll.planning.options import USABLE, Coefficient, Option, island_options, spread_of
-from atoll.planning.placing import Placed, placed
+from atoll.planning.placing import Chosen, Placed, placed
 from atoll.planning.problem import Place, Problem
 from atoll.planning.search import DoesNotFit, Found, Way
 from atoll.planning.work import Shape, Software, Work
@@ -51,8 +50,7 @@ class Asked:
     `day` picks the stock; `only` fixes keys of the layouts; `every` overrides how often islands
     exchange; `executor` is "auto" or "atoll"; `tool` is another tool that shall run the plan: only
     makes that it runs on and layouts that it can express are tried. `measured` are measurements by
-    chip, `factors` calibrations by chip. `rules` refuse islands, for a party whose parent has its
-    `headquarters` there; None asks none.
+    chip, `factors` calibrations by chip. `rules` refuse islands; None asks none.
     """
 
     day: date | None = None
@@ -62,15 +60,13 @@ class Asked:
     measured: Mapping[str, Measured] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
     tool: str | None = None
-    rules: tuple[Rule, ...] | None = None
-    headquarters: str | None = None
+    rules: Chosen | None = None
 
     def placed(self, stock: Fleet) -> Placed:
         """What the rules say of the islands of a stock on the first day, today without one."""
         if self.rules is None:
             return Placed(refused={}, notes=())
-        first = self.day or date.today()
-        return placed(stock, self.rules, first, headquarters=self.headquarters)
+        return placed(stock, self.rules, self.day or date.today())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

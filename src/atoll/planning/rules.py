@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from atoll.errors import InputError
 from atoll.facts import Chip
 from atoll.facts.countries import country, expanded, maker_country
-from atoll.facts.rules import SEVERITY, Class, Mode, Outcome, Result, Rule
+from atoll.facts.rules import REFUSED, SEVERITY, Class, Mode, Outcome, Result, Rule
 from atoll.fleet import Site
 from atoll.planning.thresholds import End, every, in_class, measures_of, some, unknowns
 
@@ -89,15 +89,21 @@ class Verdict:
 
     @property
     def refused(self) -> bool | None:
-        """Whether a plan should not count on it: denial is presumed. None: cannot be told."""
-        own = None if self.result is None else self.result == "denial"
-        return own if self.host is None else some([own, self.host.refused])
+        """Whether a plan should not count on it: as `refuses` with a licence that is needed."""
+        return self.refuses(REFUSED)
 
-    @property
-    def refusal(self) -> str:
+    def refuses(self, mildest: Result) -> bool | None:
+        """Whether the result, or that of the host, is at least so grave. None: cannot be told."""
+        own = None
+        if self.result is not None:
+            own = SEVERITY.index(self.result) >= SEVERITY.index(mildest)
+        return own if self.host is None else some([own, self.host.refuses(mildest)])
+
+    def refusal(self, mildest: Result = REFUSED) -> str:
         """The rule for which it is refused, in words."""
-        if self.result != "denial" and self.host is not None and self.host.refused:
-            return f"for the host: {self.host.reason}"
+        if self.host is not None and self.host.refuses(mildest):
+            alone = replace(self, host=None)
+            return self.reason if alone.refuses(mildest) else f"for the host: {self.host.reason}"
         return self.reason
 
 
@@ -105,6 +111,7 @@ class Verdict:
 class _Told:
     """What was found missing on the way."""
 
+    day: datetime.date
     missing: list[str] = field(default_factory=list)
 
     def among(self, code: str | None, places: Sequence[str], what: str) -> bool | None:
@@ -114,7 +121,7 @@ class _Told:
         if code is None:
             self.missing.append(what)
             return None
-        return code in expanded(places)
+        return code in expanded(places, self.day)
 
 
 def judge(case: Case, rules: Sequence[Rule]) -> Verdict:
@@ -185,19 +192,6 @@ def placement(
     return verdict
 
 
-def refusal(
-    chip: Chip,
-    site: Site,
-    day: datetime.date,
-    rules: Sequence[Rule],
-    *,
-    headquarters: str | None = None,
-) -> str | None:
-    """Why a plan must leave chips at a site out: the rule's name and what it says; None if not."""
-    verdict = placement(chip, site, day, rules, headquarters=headquarters)
-    return verdict.refusal if verdict.refused else None
-
-
 def binding_notes(verdict: Verdict) -> list[str]:
     """What a plan that keeps the chips should know: results short of refusal, and flags."""
     told = []
@@ -230,7 +224,7 @@ def classes_of(chip: Chip, rule: Rule, *, end: End = "mid") -> tuple[tuple[str, 
 
 def _finding(case: Case, rule: Rule, by_name: dict[str, Rule]) -> Finding | None:
     """What a rule says; None if it is about others' chips."""
-    told = _Told()
+    told = _Told(day=case.day)
     about = _about(case, rule, told)
     if about is False:
         return None
@@ -328,7 +322,7 @@ def _remarks(case: Case, rule: Rule) -> Iterator[str]:
     for remark in rule.remark:
         if not remark.in_force(case.day):
             continue
-        told = _Told()
+        told = _Told(day=case.day)
         where = told.among(case.destination, remark.outside, DESTINATION)
         who = told.among(case.headquarters, remark.hq, HQ) if remark.hq else True
         if where is False and who:
