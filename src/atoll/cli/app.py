@@ -15,6 +15,7 @@ from atoll.cli import (
     ordering,
     planning,
     runs,
+    scenarios,
     validating,
     watching,
 )
@@ -51,7 +52,8 @@ def atoll(
 
 
 for _module in (
-    *(runs, ledgers, watching, models, fleets, measuring, chips, planning, ordering, validating),
+    *(runs, ledgers, watching, models, fleets, measuring, chips, planning, ordering),
+    *(scenarios, validating),
 ):
     for _command in _module.COMMANDS:
         app.command(_command.__name__.removesuffix("_"))(_command)

@@ -117,8 +117,8 @@ def _without_debts(fleet: Fleet) -> Fleet:
         count, most = one.count, have[one.island]
         if one.chips("mid") > most:
             least = Range(low=min(count.low, most), mid=most, high=max(count.high, most))
-            kept[index] = one = one.model_copy(update={"count": least})
-        have[one.island] -= one.chips("mid")
+            kept[index] = one.model_copy(update={"count": least})
+        have[one.island] -= kept[index].chips("mid")
     return fleet.model_copy(update={"withdrawal": kept})
 
 

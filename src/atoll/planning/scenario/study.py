@@ -8,6 +8,7 @@ solve, whose aim is that of the scenario's orders; there days may move either wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -19,6 +20,7 @@ from atoll.planning.calendar import DAY, WHICH, Calendar, Period, Rates, calenda
 from atoll.planning.draws import draw
 from atoll.planning.orders import orders
 from atoll.planning.ordertable import Told
+from atoll.planning.placing import allowed
 from atoll.planning.planner import Asked
 from atoll.planning.rates import case_of, flops_a_token, together
 from atoll.planning.scenario.change import changed, changed_offers, with_orders
@@ -41,12 +43,14 @@ AVAILABLE = 0.9
 class Variant:
     """A fleet over time, with what is ordered for it; `why` nothing is, where something was asked.
 
-    `told` is None without an offers file, and where no orders are enough.
+    `told` is None without an offers file, and where no orders are enough. `refused` are chips that
+    rules keep out, with the rule.
     """
 
     fleet: Fleet
     told: Told | None = None
     why: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +104,8 @@ class Study:
     @property
     def longest(self) -> int:
         """The model that takes longest by mid; one that is never done before all others."""
-        ends = [one.mid.done for one in self.calendars]
-        return max(range(len(ends)), key=lambda i: float("inf") if ends[i] is None else ends[i])
+        ends = [math.inf if one.mid.done is None else one.mid.done for one in self.calendars]
+        return ends.index(max(ends))
 
 
 def study(
@@ -120,7 +124,7 @@ def study(
     """
     say = tell or (lambda _: None)
     told = scenario.told
-    asked = replace(asked or Asked(), day=scenario.start, headquarters=told.headquarters)
+    asked = replace(asked or Asked(), day=scenario.start)
     questions: list[tuple[Kind, Question]] = [("shortfall", one) for one in told.shortfall]
     questions += [("what_if", one) for one in told.what_if]
     sides = {_key(()): (), **dict(side for _, one in questions for side in _sides(one))}
@@ -170,10 +174,12 @@ def _variant(
     scenario: Scenario, alterations: Sequence[Alteration], asked: Asked, seconds: float
 ) -> Variant:
     """The fleet with some changes, and what is then ordered for it."""
-    fleet = changed(scenario.fleet, alterations)
+    fleet, refused = changed(scenario.fleet, alterations), tuple[tuple[str, str], ...]()
+    if asked.rules is not None:
+        fleet, refused = allowed(fleet, asked.rules, scenario.start)
     ordering, recipe = scenario.told.orders, scenario.order_recipe
     if scenario.offers is None or ordering is None or recipe is None:
-        return Variant(fleet=fleet)
+        return Variant(fleet=fleet, refused=refused)
     all_offers, why, told = scenario.offers, "", None
     try:
         offers = changed_offers(all_offers, alterations)
@@ -188,7 +194,7 @@ def _variant(
     except InputError as fault:
         raise _named(fault, scenario) from None
     fleet = with_orders(fleet, all_offers, None if told is None else told.answer)
-    return Variant(fleet=fleet, told=told, why=why)
+    return Variant(fleet=fleet, told=told, why=why, refused=refused)
 
 
 def _named(fault: InputError, scenario: Scenario) -> InputError:
@@ -210,6 +216,7 @@ def _calendars(
 ) -> dict[str, Calendar]:
     """The run on every fleet; gone through until no plan is new, so that all know the same."""
     known: Rates | None = None
+    asked = replace(asked, rules=None)  # they were asked about every chip of every fleet
     while True:
         before = 0 if known is None else len(known.known)
         found = {}
