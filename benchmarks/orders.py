@@ -13,9 +13,10 @@ from datetime import date
 
 from common import Report, arguments, run_main, tell
 
+from atoll.planning.case import Case
 from atoll.planning.offers import Offers
 from atoll.planning.orders import orders
-from atoll.planning.programme import Case, Programme
+from atoll.planning.programme import Programme
 
 CHIPS = (
     *("ascend-910b2", "ascend-910c", "mlu590", "h20", "a800-sxm-80gb", "a100-sxm-80gb"),

@@ -19,6 +19,7 @@ from atoll import facts, strict, units
 from atoll.digest import digest_of
 from atoll.errors import InputError
 from atoll.facts import countries
+from atoll.hours import Hours, parse_offset, require_hours
 from atoll.model import Count
 from atoll.strict import Noun
 from atoll.supply import Change, Failures, Lease, Which
@@ -60,6 +61,7 @@ class Site(Noun):
 
     `mode` is how its chips are had; `owner_hq` and `operator_hq` are the countries (two letters)
     of the headquarters of the owner's ultimate parent and of the operator. Rules ask for them.
+    `utc` is how far its clocks are ahead of UTC: "+08:00".
     """
 
     name: Name
@@ -71,12 +73,20 @@ class Site(Noun):
     operator_hq: Country | None = None
     power: str | None = None
     uplink: str | None = None
+    utc: str | None = None
 
     @field_validator("power")
     @classmethod
     def _is_power(cls, value: str | None) -> str | None:
         if value is not None:
             units.parse_watts(value)
+        return value
+
+    @field_validator("utc")
+    @classmethod
+    def _is_offset(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_offset(value)
         return value
 
     @field_validator("uplink")
@@ -162,7 +172,8 @@ class Island(Noun):
     A lane computes one grain at a time; `lanes` None means one for each chip. `threads` is of one
     lane and matters for CPUs only. `share` fixes the share, or is where it starts when shares
     follow speed. An island whose `start` is "dial-in" is started by somebody else. With a `lease`
-    it is there for a time only.
+    it is there for a time only, with `hours` only at these of each day ("22:00-07:00", by the
+    clocks of its site).
     """
 
     name: Name
@@ -176,6 +187,12 @@ class Island(Noun):
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
     lease: Lease | None = None
+    hours: str | None = Field(default=None, examples=["22:00-07:00"])
+
+    @field_validator("hours")
+    @classmethod
+    def _is_hours(cls, value: str | None) -> str | None:
+        return None if value is None else require_hours(value)
 
     @field_validator("chip", mode="before")
     @classmethod
@@ -230,6 +247,7 @@ class Fleet(Noun):
         sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
         for index, island in enumerate(self.island):
             _known(island.site, sites, key=f"island[{index}].site", what="sites")
+            self._require_clock(island, index)
         for index, link in enumerate(self.link):
             for end in link.between:
                 _known(end, sites, key=f"link[{index}].between", what="sites")
@@ -248,6 +266,25 @@ class Fleet(Noun):
                 raise InputError(message, key=key, value=0, fix=fix)
         _possible_shares(self.shares, self.island)
         return self
+
+    def _require_clock(self, island: Island, index: int) -> None:
+        """InputError for hours by clocks of which nobody knows the offset."""
+        try:
+            self.hours_of(island)
+        except InputError as error:
+            error.key = f"island[{index}].hours"
+            raise
+
+    def hours_of(self, island: Island) -> Hours | None:
+        """The hours of the day at which an island may be used; None: always."""
+        if island.hours is None:
+            return None
+        return Hours.parse(island.hours, offset=self.offset_of(island.site))
+
+    def offset_of(self, site: str) -> float | None:
+        """Seconds by which the clocks of a site are ahead of UTC; None where the file says none."""
+        told = next((one.utc for one in self.site if one.name == site), None)
+        return None if told is None else parse_offset(told)
 
     @classmethod
     def load(cls, path: Path | str) -> Fleet:

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from atoll import strict
 from atoll.digest import canonical_json
 from atoll.errors import InputError
 from atoll.fleet import ChipName, Fleet, Name, Shares
+from atoll.hours import Hours
 from atoll.model import Count
 from atoll.recipe import Recipe
 from atoll.strict import SCHEMA, Noun
@@ -120,7 +121,8 @@ class PlanIsland(Noun):
     `share` is relative to the other islands'; None means that it follows measured speed. `stages`
     are the closed ranges of layers [first, last] of the island's pipeline stages, empty where the
     layers are split evenly; islands of the same `pipeline` number hold one lane together, each a
-    part of the layers.
+    part of the layers. `hours` are those of the day at which it may be used, with the offset from
+    UTC behind them; None is always.
     """
 
     name: Name
@@ -133,6 +135,12 @@ class PlanIsland(Noun):
     start: Literal["here", "dial-in"] = "here"
     stages: list[list[int]] = []
     pipeline: int | None = Field(default=None, ge=0)
+    hours: str | None = None
+
+    @field_validator("hours")
+    @classmethod
+    def _is_hours(cls, value: str | None) -> str | None:
+        return None if value is None else Hours.parse(value).text
 
     @property
     def num_lanes(self) -> int:
@@ -216,6 +224,7 @@ class Plan(Noun):
                         "start": island.start,
                     }
                     | ({} if island.share is None else {"share": island.share})
+                    | ({} if island.hours is None else {"hours": island.hours})
                     for island in self.islands
                 ],
             }
@@ -269,6 +278,7 @@ def plan_trivially(recipe: Recipe, fleet: Fleet) -> Plan:
             layout=Layout(dp=island.num_lanes),
             share=island.share,
             start=island.start,
+            hours=None if (hours := fleet.hours_of(island)) is None else hours.text,
         )
         for island in fleet.island
     ]

@@ -16,6 +16,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from atoll import facts, strict, units
 from atoll.digest import digest_of
 from atoll.errors import InputError
+from atoll.facts.scaling import Rule, rule_of
 from atoll.model import Count, Model
 from atoll.strict import Noun
 
@@ -109,7 +110,11 @@ class OptimizerSpec(Noun):
 
 
 class ScheduleSpec(Noun):
-    """How long, and how the learning rate moves; `floor` is the fraction of lr left at the end."""
+    """How long, and how the learning rate moves; `floor` is the fraction of lr left at the end.
+
+    `tokens` is a count ("1 B"), or follows from the model: "20 a parameter", or a scaling law by
+    its name ("chinchilla-epoch"; `atoll.facts.scaling`).
+    """
 
     steps: Count | None = Field(default=None, examples=[400])
     tokens: str | None = Field(default=None, examples=["1 B"])
@@ -130,9 +135,16 @@ class ScheduleSpec(Noun):
     @field_validator("tokens")
     @classmethod
     def _is_count(cls, value: str | None) -> str | None:
-        if value is not None and units.parse_count(value) < 1:
+        if value is None or rule_of(value) is not None:
+            return value
+        if units.parse_count(value) < 1:
             raise InputError("must be at least 1", value=value, fix='for example "1 B"')
         return value
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule by which tokens follow from the model, None where they are given."""
+        return None if self.tokens is None else rule_of(self.tokens)
 
 
 class PrecisionSpec(Noun):
@@ -273,11 +285,28 @@ class Recipe(Noun):
         return {**self.expanded(), "run": self.run.model_dump()}
 
     def total_steps(self) -> int:
-        """The number of optimizer steps; a run in tokens is rounded up to whole steps."""
+        """The number of optimizer steps; a run in tokens is rounded up to whole steps.
+
+        By a rule, tokens are counted by the parameters that take part in one of them.
+        """
         if self.schedule.steps is not None:
             return self.schedule.steps
         assert self.schedule.tokens is not None
-        return -(-units.parse_count(self.schedule.tokens) // self.tokens_per_step)
+        rule = self.schedule.rule
+        if rule is None:
+            tokens = units.parse_count(self.schedule.tokens)
+        else:
+            tokens = max(1, round(rule.tokens(self._sized_model().num_active_parameters())))
+        return -(-tokens // self.tokens_per_step)
+
+    def _sized_model(self) -> Model:
+        """The model with the vocabulary that the recipe asks for, whatever the text will give."""
+        vocab = self.data.tokenizer.train or self.model.vocab
+        if vocab is None:
+            message = f'schedule.tokens = "{self.schedule.tokens}" counts parameters'
+            fix = "write model.vocab, or a number of tokens"
+            raise InputError(f"is not known, and {message}", key="model.vocab", fix=fix)
+        return self.model.with_vocab(vocab)
 
     @property
     def num_grains(self) -> int:

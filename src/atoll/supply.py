@@ -66,6 +66,17 @@ def _from_text(value: object) -> object:
     return value
 
 
+def parse_day(text: str, *, key: str | None = None) -> date:
+    """ "2024-07-01" as a day of our time. InputError with the key otherwise."""
+    try:
+        day = _from_text(text)
+        assert isinstance(day, date)
+        return sane_day(day)
+    except InputError as fault:
+        fault.key = key
+        raise
+
+
 Day = Annotated[
     date,
     BeforeValidator(_from_text),

@@ -10,7 +10,7 @@ from atoll.plan import Plan, plan_trivially
 from atoll.recipe import Recipe, unsupported_features
 
 RECIPES = ("tiny", "quickstart", "quickstart-zh")
-FLEETS = ("one", "two-equal", "three-to-one", "three", "reshare", "two-kinds")
+FLEETS = ("one", "two-equal", "three-to-one", "three", "reshare", "two-kinds", "night-shift")
 PLANNED_RECIPES = ("dense-400b", "moe-700b")
 PLANNED_FLEETS = ("hundred-thousand", "ordering-2025", "scarce-2024", "two-sites")
 """Too large for this machine: they are examples for `plan`."""
@@ -45,7 +45,7 @@ def test_all_lanes_have_one_thread_so_that_all_are_one_kind(examples: Path, flee
 
 def test_the_fleets_are_the_cases_of_the_claim(examples: Path) -> None:
     islands = {name: load_fleet(examples, name).island for name in FLEETS}
-    assert [len(islands[name]) for name in FLEETS] == [1, 2, 2, 3, 2, 2]
+    assert [len(islands[name]) for name in FLEETS] == [1, 2, 2, 3, 2, 2, 2]
     assert [island.share for island in islands["three-to-one"]] == [3, 1]
     assert load_fleet(examples, "three-to-one").shares.mode == "fixed"
     assert load_fleet(examples, "reshare").shares.mode == "seeded"

@@ -16,7 +16,8 @@ from atoll.cli import main
 from atoll.errors import InputError
 from atoll.facts.failures import rate_of
 from atoll.fleet import Fleet
-from atoll.planning.calendar import Calendar, as_json, calendar_of, run_through, shown_periods
+from atoll.planning.calendar import Calendar, calendar_of, first_plan, run_through
+from atoll.planning.calendartable import as_json, shown_periods
 from atoll.planning.draws import Draws, draw, support, triangle, triangle_of
 from atoll.planning.gantt import calendar_picture, used_on
 from atoll.planning.goodput import goodput_of, share
@@ -541,10 +542,38 @@ def test_a_larger_stock_keeps_the_faster_plan_of_a_smaller_one(recipe) -> None:
     assert kept.present == 64 and kept.present - kept.used >= 32
 
 
-def test_what_does_not_fit_yet_says_when_the_fleet_changes(capsys, tmp_path) -> None:
-    small = FLEET.replace("nodes = 4", "nodes = 1").replace("per_node = 8", "per_node = 1")
-    paths = files(tmp_path, small)
-    assert main(["plan", *paths, "--from", "2024-07-01"]) == 1
+SMALL = FLEET.replace("nodes = 4", "nodes = 1").replace("per_node = 8", "per_node = 1")
+
+
+def test_a_run_begins_on_the_first_day_on_which_its_model_fits(capsys, tmp_path) -> None:
+    paths = files(tmp_path, SMALL)
+    flags = ["--draws", "50", "--json"]
+    assert main(["plan", *paths, "--from", "2024-07-01", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["plan", *paths, "--from", "2024-07-11", *flags]) == 0
+    later = json.loads(capsys.readouterr().out)
+    idle, busy = found["calendar"]["periods"]
+    assert idle["to"] == found["calendar"]["begins"] == busy["from"] == "2024-07-11"
+    assert (idle["used"], idle["idle"], idle["tokens"]) == (0, 1, 0.0)
+    assert "the model fits on no island" in idle["why"]
+    assert found["done_by"]["mid"] == later["done_by"]["mid"]
+    assert found["done_by"]["high"] is None  # "low" deliveries bring nothing
+    assert any("the run begins on 2024-07-11" in note for note in found["calendar"]["notes"])
+    assert found["layout"] == later["layout"]
+
+
+def test_an_empty_fleet_waits_for_its_first_delivery(recipe) -> None:
+    stock = fleet(island=[island(nodes=0)], delivery=[change("2024-07-11", 32, 32, 32)])
+    asked = Asked(day=START)
+    found = calendar_of(first_plan(recipe, stock, asked), stock, asked)
+    plain = over_time(recipe, fleet())
+    assert found.mid.done is not None and plain.mid.done is not None
+    assert found.mid.done == pytest.approx(plain.mid.done + 10 * DAY)
+    assert found.begins() == date(2024, 7, 11) and plain.begins() == START
+
+
+def test_what_fits_on_no_day_says_by_how_much(capsys, tmp_path) -> None:
+    few = SMALL.replace("mid = 32, high = 64", "mid = 0, high = 0")
+    assert main(["plan", *files(tmp_path, few), "--from", "2024-07-01"]) == 1
     told = capsys.readouterr().err
-    assert "the model fits on no island" in told and "--from 2024-07-11 plans" in told
-    assert main(["plan", *paths, "--from", "2024-07-11", "--draws", "0"]) == 0
+    assert "the model fits on no island" in told and "GiB too many on a h20" in told

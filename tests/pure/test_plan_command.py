@@ -467,10 +467,13 @@ def test_a_day_before_anything_is_there(capsys, tmp_path, recipe) -> None:
     text = ISLAND.replace("nodes = 4", "nodes = 0")
     text += '[[delivery]]\ndate = 2024-07-01\nisland = "a"\n'
     fleet = write(tmp_path / "f.toml", text + "count = { low = 8, mid = 32, high = 32 }\n")
-    for day in ([], ["--from", "2024-06-30"]):
-        code, message = refused(capsys, tmp_path, recipe, fleet, *day)
-        assert code == 2 and "2024-07-01" in message
-    assert planned(capsys, recipe, fleet, "--from", "2024-07-01")["shares"] == {"a": 32}
+    code, message = refused(capsys, tmp_path, recipe, fleet)
+    assert code == 2 and "2024-07-01" in message
+    # With a first day the run waits for its chips.
+    for day in ("2024-06-30", "2024-07-01"):
+        found = planned(capsys, recipe, fleet, "--from", day)
+        assert found["shares"] == {"a": 32}
+        assert found["calendar"]["begins"] == found["done_by"]["mid"] == "2024-07-01"
 
 
 def test_fixed_shares_are_kept_and_those_of_zero_left_out(capsys, tmp_path, recipe) -> None:

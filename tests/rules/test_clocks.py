@@ -10,14 +10,16 @@ MAY_STAMP = {
     "cli/watch_terminal.py": "how long ago an island was seen",
     "history/reading.py": "whether a file was written a moment ago",
     "planning/planner.py": "a plan without a day begins today",
+    "serving/api.py": "when an answer was made",
     "run.py": "when an event happened",
     "training/measure.py": "the day of a measurement",
+    "training/timetable.py": "the hours of a day are those of the wall",
     "training/metrics.py": "TensorBoard's events have a time",
     "web/run_page.py": "the page says when it was drawn",
 }
 """Modules that may look at the wall clock, and what for. None of them waits for anything."""
-MAY_COMPARE = {"history/reading.py"}
-"""With the time of a file, which is wall time too."""
+MAY_COMPARE = {"history/reading.py", "training/timetable.py"}
+"""With the time of a file, or the hours of the day: wall time too."""
 
 WALL = {
     "time": {"time", "time_ns", "gmtime", "localtime", "ctime", "clock_gettime"},

@@ -137,7 +137,7 @@ def test_pages_show_commands_at_all() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "atoll serve runs/tiny",
+        "atoll serves runs/tiny",
         "atoll train recipe.toml --fleets one.toml",
         "atoll train TARGET [--flet FLEET]",
         "atoll audit runs/tiny --steps three",

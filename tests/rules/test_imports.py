@@ -14,7 +14,7 @@ import pytest
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("units", "digest", "strict"),
-    ("facts", "model", "supply"),
+    ("facts", "model", "supply", "hours"),
     ("fleet", "recipe"),
     ("plan", "run"),
     ("backends", "data", "crew", "planning", "history"),
@@ -27,7 +27,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
 """From the top: each part may import from any row above its own; neighbours never."""
 
 PURE = (
-    *("errors", "units", "digest", "strict", "facts", "model", "supply", "fleet", "recipe"),
+    *("errors", "units", "digest", "strict", "facts", "model", "supply", "hours"),
+    *("fleet", "recipe"),
     *("plan", "run", "history"),
 )
 """Parts that need neither torch nor numpy."""

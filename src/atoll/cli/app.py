@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli import (
+    chatting,
     chips,
     fleets,
     ledgers,
@@ -16,6 +17,7 @@ from atoll.cli import (
     planning,
     runs,
     scenarios,
+    serving,
     validating,
     watching,
 )
@@ -52,8 +54,8 @@ def atoll(
 
 
 for _module in (
-    *(runs, ledgers, watching, models, fleets, measuring, chips, planning, ordering),
-    *(scenarios, validating),
+    *(runs, ledgers, watching, models, fleets, measuring, chips, planning, ordering, validating),
+    *(scenarios, serving, chatting),
 ):
     for _command in _module.COMMANDS:
         app.command(_command.__name__.removesuffix("_"))(_command)

@@ -1,8 +1,10 @@
-"""The calendar of `atoll plan --from DATE`: its options, its table, its keys."""
+"""The calendar of `atoll plan --from DATE`: its options, its tables, its keys."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,11 +12,36 @@ import typer
 from atoll.errors import InputError
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from rich.console import Console
 
+    from atoll.fleet import Fleet
     from atoll.planning.calendar import Calendar
+    from atoll.planning.deadline import Deadline
     from atoll.planning.planner import Answer, Asked
+    from atoll.planning.whatif import WhatIf
+    from atoll.recipe import Recipe
 
+By = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATE",
+        help="With --from: the other way round, the largest model of the recipe's family that is "
+        "done by the end of this day (2025-01-01).",
+        show_default=False,
+    ),
+]
+WhatIfs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--what-if",
+        metavar="TEXT",
+        help='With --from: the same run on another fleet: "+10000 west from 2024-10-01", "no '
+        'more h20 from DATE", "without b from DATE", "late west by 60 d" (docs/calendar.md).',
+        show_default=False,
+    ),
+]
 Draws = Annotated[
     int,
     typer.Option(
@@ -32,51 +59,129 @@ ROWS = 12
 """Periods of a table that still fits a screen."""
 
 
-def find(answer: Answer, fleet: Path, asked: Asked, *, draws: int, seed: int) -> Calendar | None:
-    """The run over time where a first day was given, else None. InputError names the file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is asked about the run over time."""
+
+    by: date | None = None
+    what_if: Sequence[str] = ()
+    draws: int = 0
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """The run over time, the largest model by a day, other fleets; empty without a first day."""
+
+    calendar: Calendar | None = None
+    deadline: Deadline | None = None
+    what_if: tuple[WhatIf, ...] = ()
+
+
+def wanted(
+    *, first: str | None, by: str | None, what_if: list[str] | None, draws: int, seed: int
+) -> Wanted:
+    """The options as one noun. InputError for what has no meaning without --from."""
+    for flag, given in (("--by", by), ("--what-if", what_if)):
+        if given and first is None:
+            raise InputError("is an option of --from", key=flag, fix="add --from 2024-07-01")
+    from atoll.supply import parse_day
+
+    day = None if by is None else parse_day(by, key="--by")
+    return Wanted(by=day, what_if=tuple(what_if or ()), draws=draws, seed=seed)
+
+
+def require_none(asked: Wanted, emit: str) -> None:
+    """InputError where launch files of Atoll's own trainer are asked for by a day."""
+    for flag, given in (("--by", asked.by), ("--what-if", asked.what_if)):
+        if given:
+            fix = "plan without --emit first; then --emit with the recipe of that size"
+            raise InputError(f"does not go with --emit {emit}", key=flag, fix=fix)
+
+
+def find(recipe: Recipe, fleet: Fleet, asked: Asked, wanted: Wanted) -> tuple[Answer, Times]:
+    """The plan of the first day that has one, and the run over time where a day was given."""
+    from atoll.planning.planner import plan
+
     if asked.day is None:
-        return None
-    from dataclasses import replace
-
-    from atoll.fleet import Fleet
-    from atoll.planning.calendar import calendar_of
+        return plan(recipe, fleet, asked), Times()
+    from atoll.planning.calendar import calendar_of, first_plan
+    from atoll.planning.deadline import largest
     from atoll.planning.draws import draw
+    from atoll.planning.whatif import changed, compare
 
-    try:
-        found = calendar_of(answer, Fleet.load(fleet), asked)
-    except InputError as fault:
-        if fault.file is None and (fault.key or "").startswith("withdrawal["):
-            fault.file = str(fleet)
-        raise
-    return replace(found, draws=draw(found, number=draws, seed=seed)) if draws else found
+    for what in wanted.what_if:
+        changed(fleet, what, start=asked.day)  # refused before anything is planned
+    with _progress("planning the fleet of every period ...") as report:
+        deadline, run = None, recipe
+        if wanted.by is not None:
+            deadline = largest(recipe, fleet, asked, by=wanted.by, report=report)
+            run = deadline.mid.recipe
+        answer = first_plan(run, fleet, asked)
+        found = calendar_of(answer, fleet, asked)
+        if wanted.draws:
+            found = replace(found, draws=draw(found, number=wanted.draws, seed=wanted.seed))
+        others = compare(
+            wanted.what_if, run, fleet, asked, found, by=wanted.by, family=recipe, report=report
+        )
+    return answer, Times(calendar=found, deadline=deadline, what_if=others)
 
 
-def as_json(found: Calendar | None) -> dict[str, Any]:
-    """The keys `done_by` and `calendar`, null without a first day."""
-    if found is None:
-        return {"done_by": None, "calendar": None}
-    from atoll.planning.calendar import as_json as plain
+@contextmanager
+def _progress(text: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being planned, where that is a terminal."""
+    from rich.console import Console
 
-    return plain(found)
+    console = Console(stderr=True)
+    with console.status(text, spinner="line") as status:
+        yield lambda what: status.update(f"{text} {what}")
 
 
-def show(found: Calendar, console: Console) -> None:
-    """A line a period, when the run is done, and what to know."""
+def as_json(found: Times) -> dict[str, Any]:
+    """The keys `done_by`, `calendar`, `deadline`, `what_if`: null without a first day."""
+    if found.calendar is None:
+        return {"done_by": None, "calendar": None, "deadline": None, "what_if": None}
+    from atoll.planning.calendartable import as_json as plain
+    from atoll.planning.deadline import as_json as size
+    from atoll.planning.whatif import as_json as others
+
+    what_if = others(found.what_if, found.calendar)
+    return plain(found.calendar) | size(found.deadline) | {"what_if": what_if}
+
+
+def show(found: Times, console: Console) -> None:
+    """The largest model, a line a period, when the run is done, other fleets, what to know."""
+    from atoll.planning.calendartable import done_text, drawn_text, shown_periods
+    from atoll.planning.deadline import notes, summary
+    from atoll.planning.whatif import shown
+
+    calendar, deadline = found.calendar, found.deadline
+    assert calendar is not None
+    head, rows = shown_periods(calendar, most=ROWS)
+    console.print("\n[dim]as the fleet changes[/]")
+    _table(console, head, rows, left=("until", "computing"), wraps="computing")
+    for name, text in summary(deadline) if deadline is not None else ():
+        console.print(f"[bold]{name:<13}[/]{text}", soft_wrap=True)
+    console.print(f"[bold]{'done by':<13}[/]{done_text(calendar)}", soft_wrap=True)
+    if calendar.draws is not None:
+        console.print(f"[bold]{'drawn':<13}[/]{drawn_text(calendar)}", soft_wrap=True)
+    for line in (*(notes(deadline) if deadline is not None else ()), *calendar.notes):
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+    if found.what_if:
+        console.print("\n[dim]what if[/]")
+        head, rows = shown(found.what_if, calendar, deadline)
+        _table(console, head, rows, left=(head[0],), wraps=head[0])
+
+
+def _table(
+    console: Console, head: list[str], rows: list[list[str]], *, left: tuple[str, ...], wraps: str
+) -> None:
     from rich.table import Table
 
-    from atoll.planning.calendar import done_text, drawn_text, shown_periods
-
-    head, rows = shown_periods(found, most=ROWS)
-    console.print("\n[dim]as the fleet changes[/]")
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for name in head:
-        side: Any = "left" if name in ("until", "computing") else "right"
-        table.add_column(name, justify=side, no_wrap=name != "computing")
+        side: Any = "left" if name in left else "right"
+        table.add_column(name, justify=side, no_wrap=name != wraps)
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    console.print(f"[bold]{'done by':<10}[/]{done_text(found)}", soft_wrap=True)
-    if found.draws is not None:
-        console.print(f"[bold]{'drawn':<10}[/]{drawn_text(found)}", soft_wrap=True)
-    for line in found.notes:
-        console.print(f"  {line}", soft_wrap=True, markup=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from atoll.cli import flags
 from atoll.cli.output import Json, print_json, wide_console
 from atoll.cli.planning import Overrides
 from atoll.errors import InputError
@@ -14,8 +15,11 @@ from atoll.errors import InputError
 if TYPE_CHECKING:
     from datetime import date
 
-    from atoll.planning.ordertable import Told
+    from atoll.planning.orders import Goal
+    from atoll.planning.purchase import Told
 
+FLEET_KEYS = ("island[", "site[", "withdrawal[")
+OFFERS_KEYS = ("offer[", "budget[", "limit[")
 GOALS = ("soonest", "cheapest", "largest")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe (TOML).")]
@@ -52,18 +56,9 @@ At = Annotated[
 Seconds = Annotated[
     float, typer.Option(metavar="N", min=0.1, help="Limit of each solve in whole lots.")
 ]
-FactsFolder = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="A folder of your own facts: measurements by `atoll measure` go before published "
-        "numbers.",
-        show_default=False,
-    ),
-]
 
 
-def orders(
+def orders(  # long: one parameter a flag
     recipe: RecipeFile,
     fleet: FleetFile,
     offers: OffersFile,
@@ -72,7 +67,11 @@ def orders(
     at: At = None,
     seconds: Seconds = 5.0,
     set_: Overrides = None,
-    facts: FactsFolder = None,
+    facts: flags.Facts = None,
+    rules: flags.Rules = None,
+    no_rules: flags.NoRules = None,
+    refuse: flags.Refuse = None,
+    hq: flags.Headquarters = None,
     json: Json = False,
 ) -> int:
     """Find out what to buy or lease, when and from whom.
@@ -82,6 +81,7 @@ def orders(
       atoll orders RECIPE FLEET --offers OFFERS
       atoll orders RECIPE FLEET --offers OFFERS --goal cheapest --by 2026-07-01
       atoll orders RECIPE FLEET --offers OFFERS --goal largest --by 2026-01-01 --at home
+      atoll orders RECIPE FLEET --offers OFFERS --rules all --hq CN
 
     Budgets, stock, lead times, limits and the sites' power are kept. Prints the gap that the solver
     proved, and what one more unit of money, of power and of each chip would be worth. Exit code 1:
@@ -93,27 +93,27 @@ def orders(
     from atoll.facts.measured import measured_in
     from atoll.fleet import Fleet
     from atoll.planning.offers import Offers
-    from atoll.planning.orders import orders as solve
-    from atoll.planning.ordertable import Told, as_json
+    from atoll.planning.ordertable import as_json
     from atoll.planning.planner import Asked
-    from atoll.planning.rates import case_of, flops_a_token, together
+    from atoll.planning.purchase import purchase
     from atoll.recipe import Recipe
 
     day = _day(by)
-    read, stock = Recipe.load(recipe, set_ or []), Fleet.load(fleet)
-    asked = Asked(measured=measured_in(facts) if facts is not None else {})
+    asked = Asked(
+        measured=measured_in(facts) if facts is not None else {},
+        rules=flags.chosen(rules, no_rules, refuse, hq),
+    )
+    read, stock, offered = Recipe.load(recipe, set_ or []), Fleet.load(fleet), Offers.load(offers)
     try:
-        case, rates = case_of(read, stock, Offers.load(offers), asked, at=at)
+        told = purchase(
+            read, stock, offered, asked, goal=cast("Goal", goal), by=day, at=at, seconds=seconds
+        )
     except InputError as fault:
-        if fault.file is None and (fault.key or "").startswith(("offer[", "budget[", "limit[")):
+        if fault.file is None and (fault.key or "").startswith(OFFERS_KEYS):
             fault.file = str(offers)
-        elif fault.file is None and (fault.key or "").startswith("island["):
+        elif fault.file is None and (fault.key or "").startswith(FLEET_KEYS):
             fault.file = str(fleet)
         raise
-    chosen = cast("Literal['soonest', 'cheapest', 'largest']", goal)
-    answer = solve(case, goal=chosen, by=day, seconds=seconds)
-    whole = None if at is not None else together(read, stock, answer, asked)
-    told = Told(answer=answer, rates=rates, flops_a_token=flops_a_token(read), together=whole)
     if json:
         print_json(as_json(told))
     else:

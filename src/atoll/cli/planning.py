@@ -12,9 +12,6 @@ from atoll.cli.output import Json, note, print_json, wide_console
 from atoll.errors import InputError
 
 if TYPE_CHECKING:
-    from datetime import date
-
-    from atoll.planning.calendar import Calendar
     from atoll.planning.placing import Chosen
     from atoll.planning.planner import Answer, Asked
 
@@ -123,6 +120,8 @@ def plan(  # long: one parameter a flag
     what: What = None,
     days: Days = 60.0,
     from_: From = None,
+    by: calendars.By = None,
+    what_if: calendars.WhatIfs = None,
     layout: LayoutOption = None,
     set_: Overrides = None,
     exchange: ExchangeOption = None,
@@ -150,11 +149,13 @@ def plan(  # long: one parameter a flag
       atoll plan RECIPE FLEET --save plan.json --report plan.html
       atoll plan RECIPE FLEET --layout tp=8,pp=4 --emit megatron --to launch
       atoll plan RECIPE FLEET --emit slurm --to launch
+      atoll plan RECIPE FLEET --from 2024-05-01 --by 2024-09-01
       atoll plan --what examples/fleets/scarce-2024.toml --days 60 --from 2024-07-01
 
     Needs no accelerator and no torch. Every number has a range and says what it rests on. Exit
     code 1: the model fits nowhere, and the message says by how much.
     """
+    times = calendars.wanted(first=from_, by=by, what_if=what_if, draws=draws, seed=seed)
     own = launching.is_own_launcher(emit, executor)
     asked = _asked(
         from_=from_, layout=layout, exchange=exchange, executor="atoll" if own else executor,
@@ -172,10 +173,10 @@ def plan(  # long: one parameter a flag
     _require_writable(save, report)
     _require_launch(emit, to, island, fleet)
     if own and emit is not None and to is not None:
+        calendars.require_none(times, emit)
         wanted = launching.Wanted(launcher=emit, to=to, island=island, save=save, report=report)
         return _launch(recipe, set_ or [], fleet, asked, wanted=wanted, json=json)
-    answer = _found(recipe, set_ or [], fleet, asked)
-    course = calendars.find(answer, fleet, asked, draws=draws, seed=seed)
+    answer, course = _found(recipe, set_ or [], fleet, asked, times)
     files = _written(answer, course, save=save, report=report, emit=emit, to=to, island=island)
     _tell(answer, course, files, json=json)
     for path in (save, report, *files):
@@ -184,7 +185,7 @@ def plan(  # long: one parameter a flag
     return 0
 
 
-def _tell(answer: Answer, course: Calendar | None, files: list[Path], *, json: bool) -> None:
+def _tell(answer: Answer, course: calendars.Times, files: list[Path], *, json: bool) -> None:
     """The answer as an object, or for a person."""
     if not json:
         _show(answer, course)
@@ -207,7 +208,7 @@ def _launch(
     """Plans for Atoll's own trainer and writes the files by which a launcher starts it."""
 
     def find() -> Answer:
-        return _found(recipe, changes, fleet, asked)
+        return _found(recipe, changes, fleet, asked)[0]
 
     planned = launching.planned_for(recipe, changes, fleet, asked, find=find)
     files, made = launching.write(planned, wanted)
@@ -243,15 +244,26 @@ def _require_launch(emit: str | None, to: Path | None, island: str | None, fleet
         raise InputError("the fleet has no such island", key="--island", value=island, fix=fix)
 
 
-def _found(recipe: Path, changes: list[str], fleet: Path, asked: Asked) -> Answer:
-    """The answer for two files. InputError names the file that a fault of an island stands in."""
+def _found(
+    recipe: Path,
+    changes: list[str],
+    fleet: Path,
+    asked: Asked,
+    wanted: calendars.Wanted | None = None,
+) -> tuple[Answer, calendars.Times]:
+    """The answer for two files, and the run over time where a first day was given and it is wanted.
+
+    InputError names the file that a fault of an island stands in.
+    """
     from atoll.fleet import Fleet
     from atoll.planning.planner import plan as find
     from atoll.recipe import Recipe
 
     read, stock = Recipe.load(recipe, changes), Fleet.load(fleet)
     try:
-        return find(read, stock, asked)
+        if wanted is None:
+            return find(read, stock, asked), calendars.Times()
+        return calendars.find(read, stock, asked, wanted)
     except InputError as fault:
         if fault.file is None and (fault.key or "").startswith(("island[", "site[", "withdrawal[")):
             fault.file = str(fleet)
@@ -260,7 +272,7 @@ def _found(recipe: Path, changes: list[str], fleet: Path, asked: Asked) -> Answe
 
 def _written(
     answer: Answer,
-    course: Calendar | None,
+    course: calendars.Times,
     *,
     save: Path | None,
     report: Path | None,
@@ -275,7 +287,7 @@ def _written(
     if report is not None:
         from atoll.planning.report import report_of
 
-        page = report_of(answer, course)
+        page = report_of(answer, course.calendar, deadline=course.deadline, what_if=course.what_if)
     if emit is not None and to is not None:
         from atoll.planning.emit import emit as write_files
 
@@ -302,6 +314,7 @@ def _asked(
     from atoll.facts.measured import measured_in
     from atoll.plan import Layout
     from atoll.planning.planner import Asked
+    from atoll.supply import parse_day
 
     _one_of("--exchange", exchange, ("step", "rounds"))
     _one_of("--executor", executor, ("auto", "atoll"))
@@ -312,7 +325,7 @@ def _asked(
 
         factors = factors_of(calibrate, measured=measured)
     return Asked(
-        day=_day(from_),
+        day=None if from_ is None else parse_day(from_, key="--from"),
         only=Layout.parse(layout) if layout is not None else {},
         every=exchange,
         executor=executor,
@@ -329,25 +342,6 @@ def _one_of(flag: str, value: str | None, allowed: tuple[str, ...]) -> None:
         raise InputError("is not allowed here", key=flag, value=value, fix=fix)
 
 
-def _day(text: str | None) -> date | None:
-    from datetime import date
-
-    if text is None:
-        return None
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        message = "is no date"
-        raise InputError(message, key="--from", value=text, fix="write 2024-07-01") from None
-    from atoll.supply import sane_day
-
-    try:
-        return sane_day(day)
-    except InputError as fault:
-        fault.key = "--from"
-        raise
-
-
 def _require_writable(*paths: Path | None) -> None:
     """InputError for a file that could not be written, before anything is computed."""
     for path in paths:
@@ -356,7 +350,7 @@ def _require_writable(*paths: Path | None) -> None:
             raise InputError(why, file=path, fix="name a file in a folder that exists")
 
 
-def _show(answer: Answer, course: Calendar | None = None) -> None:
+def _show(answer: Answer, course: calendars.Times | None = None) -> None:
     """The answer on one screen."""
     from rich.table import Table
 
@@ -374,7 +368,7 @@ def _show(answer: Answer, course: Calendar | None = None) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    if course is not None:
+    if course is not None and course.calendar is not None:
         calendars.show(course, console)
     for title, lines in (
         ("what would help", [f"{what}: +{gain:,.0f} tokens/s" for what, gain in answer.helps[:5]]),

@@ -93,6 +93,16 @@ MetricsAt = Annotated[
         show_default=False,
     ),
 ]
+ClockOption = Annotated[
+    str | None,
+    typer.Option(
+        "--clock",
+        metavar="HH:MM[xN]",
+        help="Rehearse the hours of a fleet's islands: begin the day at this time (UTC), N times "
+        "as fast. This machine's clock if not given.",
+        show_default=False,
+    ),
+]
 Grace = Annotated[
     float, typer.Option(metavar="SECONDS", min=0.0, help="What SIGTERM leaves to hand over.")
 ]
@@ -123,6 +133,7 @@ def train(
     engine: EngineName = "local",
     address: ClusterAddress = None,
     cache: Cache = None,
+    clock: ClockOption = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -141,7 +152,9 @@ def train(
     from atoll.training.crewing import Starting
     from atoll.training.display import Display, open_display
     from atoll.training.session import train as start
+    from atoll.training.timetable import Rehearsal
 
+    rehearsal = None if clock is None else Rehearsal.parse(clock)
     starting = Starting(engine=engine, address=address)
     shown: Display = open_display(quiet=quiet)
     if metrics is not None:
@@ -159,6 +172,7 @@ def train(
             listen=listen,
             cache=cache,
             starting=starting,
+            clock=rehearsal,
         )
     if json:
         print_json(result.json())

@@ -282,7 +282,7 @@ def step_of(event: Event) -> int | None:
     step = event.get("step")
     if step is None:
         return None
-    between = event["kind"] in ("joined", "healed", "restarted", "refused", "started")
+    between = event["kind"] in ("joined", "healed", "restarted", "lent", "refused", "started")
     return int(step) + between
 
 
@@ -294,7 +294,12 @@ def chip_of(record: RunRecord, kind: str) -> str:
 
 def _live_through(story: IslandStory, event: Event) -> None:
     kind = event["kind"]
-    states = {"joined": "healing", "healed": "computing", "restarted": "starting"}
+    states = {
+        "joined": "healing",
+        "healed": "computing",
+        "restarted": "starting",
+        "lent": "starting",
+    }
     if kind in LOST:
         story.state = kind
     elif kind in states:

@@ -62,6 +62,7 @@ def words_of(event: Mapping[str, Any]) -> str:
         "joined": "joined and is being healed",
         "healed": "holds the weights and gets grains",
         "restarted": "is started again",
+        "lent": "is there for its hours and is started",
         "refused": "was refused",
     }
     if island is None:

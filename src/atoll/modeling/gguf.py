@@ -89,8 +89,18 @@ def read(path: Path) -> Loaded:
         tokenizer_json=tokenizer_json,
         stop_ids=() if stop is None else (int(stop),),
         chat_template=value("tokenizer.chat_template"),
+        template_tokens=_template_tokens(value),
         scratch=scratch,
     )
+
+
+def _template_tokens(value: Callable[[str], Any]) -> dict[str, str]:
+    tokens, found = value("tokenizer.ggml.tokens"), {}
+    for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown")):
+        index = value(f"tokenizer.ggml.{key}_token_id")
+        if index is not None and 0 <= int(index) < len(tokens):
+            found[name] = str(tokens[int(index)])
+    return found
 
 
 def _open(path: Path) -> Any:

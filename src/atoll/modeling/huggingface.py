@@ -179,6 +179,7 @@ def read_folder(folder: Path) -> Loaded:
         chat_template=template.read_text(encoding="utf-8")
         if template.is_file()
         else _only_string(settings.get("chat_template")),
+        template_tokens=_template_tokens(settings),
     )
 
 
@@ -324,6 +325,17 @@ def _stop_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(int(item) for item in value) if isinstance(value, list) else (int(value),)
+
+
+def _template_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens of a tokenizer_config.json; each is text, or a table with its text."""
+    found = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = settings.get(name)
+        text = _only_string(value.get("content") if isinstance(value, dict) else value)
+        if text is not None:
+            found[name] = text
+    return found
 
 
 def _only_string(value: object) -> str | None:

@@ -45,8 +45,9 @@ class TensorsOnDisk(Mapping[str, Tensor]):
 class Loaded:
     """A model, its tensors (torch or NumPy) by canonical name, and what it takes to speak with it.
 
-    ``stop_ids`` end a generation; ``chat_template`` is a Jinja template or None. ``scratch`` keeps
-    temporary files alive as long as this object.
+    ``stop_ids`` end a generation; ``chat_template`` is a Jinja template or None, and
+    ``template_tokens`` the special tokens that it may name ("bos_token", "eos_token", ...).
+    ``scratch`` keeps temporary files alive as long as this object.
     """
 
     source: Path
@@ -55,6 +56,7 @@ class Loaded:
     tokenizer_json: Path
     stop_ids: tuple[int, ...] = ()
     chat_template: str | None = None
+    template_tokens: Mapping[str, str] = field(default_factory=dict)
     scratch: object = field(default=None, repr=False)
 
     def decoder(self) -> Decoder:

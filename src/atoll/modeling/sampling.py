@@ -10,7 +10,7 @@ reads the newer half again from position 0; of a longer prompt it reads the last
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _READ_AT_ONCE = 512  # tokens of a prompt that go through the decoder in one call
+_FIRST_LOOK = 64  # of the likeliest tokens are sorted before all others are looked at
 _MASK = (1 << 64) - 1
 _REPLACEMENT = "\ufffd"
 
@@ -95,25 +96,79 @@ def _read(
 
 
 def choose(
-    logits: npt.NDArray[np.float64], temperature: float, top_k: int, top_p: float, point: float
+    logits: npt.NDArray[np.float64],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    point: float,
+    *,
+    min_p: float = 0.0,
 ) -> int:
     """The token at ``point`` in [0, 1) of the cumulated probabilities, likeliest first.
 
-    Equal logits are ordered by id. With ``top_p``, the smallest set of likeliest tokens that
-    reaches that probability is left (Holtzman et al. 2020).
+    Equal logits are ordered by id; one of -inf is never chosen. ``top_k`` 0 is no limit. With
+    ``top_p``, the smallest set of likeliest tokens that reaches that probability is left (Holtzman
+    et al. 2020); with ``min_p``, those at least that fraction as likely as the likeliest (Nguyen
+    et al. 2024). InputError if a logit is NaN or +inf, or none is above -inf.
     """
-    if not np.isfinite(logits).all():
+    top = logits.max(initial=-np.inf)
+    if not np.isfinite(top):
         raise InputError("the model's logits are not finite: its weights are damaged")
     if temperature == 0.0:
         return int(logits.argmax())
-    order = np.argsort(-logits, kind="stable")[:top_k]
-    scaled = (logits[order] - logits[order[0]]) / temperature
-    cumulated = np.cumsum(np.exp(scaled))
-    cumulated /= cumulated[-1]
-    last = int(np.searchsorted(cumulated, top_p, side="left"))
-    last = min(last, len(order) - 1)
-    found = int(np.searchsorted(cumulated, point * cumulated[last], side="right"))
-    return int(order[min(found, last)])
+    weights = np.exp((logits - top) / temperature)
+    possible = int(np.count_nonzero(weights >= min_p)) if min_p > 0.0 else len(logits)
+    limit = min(top_k or len(logits), possible)
+    total = weights.sum() if limit == len(logits) else None
+    # The likeliest few nearly always reach as far as is asked; sorting all takes milliseconds.
+    num = _FIRST_LOOK
+    while True:
+        num = min(num, limit) if total is not None else limit
+        order = _likeliest(logits, num)
+        cumulated = np.cumsum(weights[order])
+        cumulated /= cumulated[-1] if total is None else total
+        last = int(np.searchsorted(cumulated, top_p, side="left"))
+        reach = point * (cumulated[last] if last < num else 1.0)
+        if num == limit or (reach < cumulated[-1] and (last < num or top_p >= 1.0)):
+            found = int(np.searchsorted(cumulated, reach, side="right"))
+            return int(order[min(found, last, num - 1)])
+        num *= 16
+
+
+def _likeliest(logits: npt.NDArray[np.float64], num: int) -> npt.NDArray[np.int64]:
+    """The ``num`` largest logits' ids, largest first, equal ones by id."""
+    if num >= len(logits):
+        return np.argsort(-logits, kind="stable")
+    least = np.partition(logits, len(logits) - num)[len(logits) - num]
+    ids = np.flatnonzero(logits >= least)
+    return ids[np.argsort(-logits[ids], kind="stable")[:num]]
+
+
+def penalised(
+    logits: npt.NDArray[np.float64], counts: Mapping[int, int], presence: float, frequency: float
+) -> npt.NDArray[np.float64]:
+    """Logits less ``presence`` for every token that was generated and ``frequency`` for each time.
+
+    ``counts``: token -> how often it was generated. The penalties of the OpenAI API.
+    """
+    if not counts or (presence == 0.0 and frequency == 0.0):
+        return logits
+    lowered = logits.copy()
+    ids = np.fromiter(counts.keys(), dtype=np.int64, count=len(counts))
+    times = np.fromiter(counts.values(), dtype=np.float64, count=len(counts))
+    lowered[ids] -= presence + frequency * times
+    return lowered
+
+
+def log_probabilities(
+    logits: npt.NDArray[np.float64], chosen: int, num_top: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """(log probability of ``chosen``, the ``num_top`` likeliest tokens with theirs), in nats."""
+    top = logits.max()
+    total = top + np.log(np.exp(logits - top).sum())
+    ids = _likeliest(logits, num_top) if num_top else np.zeros(0, dtype=np.int64)
+    alternatives = tuple((int(i), float(logits[i] - total)) for i in ids)
+    return float(logits[chosen] - total), alternatives
 
 
 def uniform(seed: int, position: int) -> float:

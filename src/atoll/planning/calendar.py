@@ -14,20 +14,23 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from atoll import facts
-from atoll.errors import InputError
+from atoll.errors import AtollError, InputError
 from atoll.fleet import Fleet
 from atoll.planning.goodput import Goodput, goodput_of
-from atoll.planning.placing import allowed
+from atoll.planning.placing import NoPlacement, allowed
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
 from atoll.recipe import Recipe
 from atoll.supply import Which
-from atoll.units import format_count, parse_watts
+from atoll.units import parse_watts
 
 if TYPE_CHECKING:
     from atoll.planning.draws import Draws
 
 DAY = 86400.0
 WHICH: tuple[Which, ...] = ("low", "mid", "high")
+
+ENDS: Mapping[str, Which] = {"low": "high", "mid": "mid", "high": "low"}
+"""End of the range of days -> course: the earliest day is that of most chips."""
 
 Curve = list[tuple[float, float]]
 """Points (seconds since the first day, tokens), straight in between."""
@@ -142,8 +145,12 @@ class Calendar:
 
     def done_by(self) -> dict[str, date | None]:
         """Low (earliest), mid and high (latest) day of the last step; None: never."""
-        ends: dict[str, Which] = {"low": "high", "mid": "mid", "high": "low"}
-        return {name: self.day(self.courses[which].done) for name, which in ends.items()}
+        return {name: self.day(self.courses[which].done) for name, which in ENDS.items()}
+
+    def begins(self) -> date | None:
+        """The first day on which something is computed; None: never."""
+        working = (one.begin for one in self.mid.periods if one.rated.answer is not None)
+        return self.day(next(working, None))
 
     def lease_dollars(self, period: Period) -> float:
         """What all chips of leased islands cost in a period, by the prices of their leases."""
@@ -156,13 +163,17 @@ class Calendar:
 
     def day(self, seconds: float | None) -> date | None:
         """The day on which so many seconds since the start fall; None beyond the calendar."""
-        if seconds is None or not math.isfinite(seconds):
-            return None
-        try:
-            begin = datetime(self.start.year, self.start.month, self.start.day)
-            return (begin + timedelta(seconds=seconds)).date()
-        except OverflowError:
-            return None
+        return day_after(self.start, seconds)
+
+
+def day_after(start: date, seconds: float | None) -> date | None:
+    """The day on which so many seconds since a first day fall; None beyond the calendar."""
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    try:
+        return (datetime(start.year, start.month, start.day) + timedelta(seconds=seconds)).date()
+    except OverflowError:
+        return None
 
 
 class Rates:
@@ -173,11 +184,12 @@ class Rates:
     ) -> None:
         """For stocks of this fleet; of `asked.day` only the rules of that day count.
 
-        `known` are the rates of a fleet with the same islands, whatever comes and goes there:
-        what is planned for one of the two is known to both.
+        `known` are those of another fleet: where it has the same islands, whatever comes and goes
+        there, what is planned for one of the two is known to both.
         """
         self.recipe, self.fleet, self.asked = recipe, fleet, asked
-        self.known: dict[tuple[int, ...], Rated] = {} if known is None else known.known
+        alike = known is not None and known.recipe == recipe and _same_islands(known.fleet, fleet)
+        self.known: dict[tuple[int, ...], Rated] = known.known if known and alike else {}
 
     def know(self, answer: Answer) -> None:
         """A plan that was made before, so that it is not made again."""
@@ -212,8 +224,9 @@ class Rates:
         try:
             answer = plan(self.recipe, stock, self.asked)
         except (NoPlan, InputError) as fault:
-            lines = str(fault).splitlines()
-            return Rated(chips=chips, answer=None, goodput=None, why=": ".join(lines[:2]))
+            first, *more = (" ".join(line.split()) for line in str(fault).splitlines())
+            why = ": ".join([first, *more[:1]])
+            return Rated(chips=chips, answer=None, goodput=None, why=why)
         goodput = goodput_of(answer, self.fleet.failures)
         return Rated(chips=chips, answer=answer, goodput=goodput)
 
@@ -225,6 +238,13 @@ class Rates:
             if inside and rated.rate(which) > best.rate(which):
                 best = rated
         return own if best is own else replace(best, chips=own.chips)
+
+
+def _same_islands(a: Fleet, b: Fleet) -> bool:
+    """Whether two fleets differ in nothing but how many chips they hold when."""
+    bare = {"nodes": 0, "lease": None}
+    one, other = ([each.model_copy(update=bare) for each in fleet.island] for fleet in (a, b))
+    return (one, a.site, a.link, a.failures) == (other, b.site, b.link, b.failures)
 
 
 def run_through(
@@ -247,41 +267,69 @@ def run_through(
     return curve, None
 
 
+def first_plan(recipe: Recipe, fleet: Fleet, asked: Asked) -> Answer:
+    """The plan of the first day from `asked.day` on for whose stock there is one.
+
+    Rules are asked as in `calendar_from`. InputError for what is wrong; `NoPlan` if the model fits
+    on no day, saying by how much.
+    """
+    assert asked.day is not None, "a calendar begins on a day"
+    try:
+        return plan(recipe, fleet, asked)
+    except (NoPlan, NoPlacement, InputError) as fault:
+        faults: list[AtollError] = [fault]
+    left, _, free = by_rules(fleet, asked)
+    for day in left.change_days(asked.day):
+        try:
+            return plan(recipe, left, replace(free, day=day))
+        except (NoPlan, InputError) as fault:
+            faults.append(fault)
+    misfits = [fault for fault in faults if isinstance(fault, NoPlan)]
+    raise misfits[-1] if misfits else faults[0]
+
+
 def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
-    """The run from the day of `answer` on, which is the plan of that day's stock of `fleet`.
+    """The run from `asked.day` on; `answer` is the plan of a stock that `fleet` has on some day.
 
     InputError if more is withdrawn on a day than is there.
     """
-    assert answer.day is not None, "a calendar begins on a day"
+    assert asked.day is not None, "a calendar begins on a day"
     rates = Rates(answer.recipe, fleet, asked)
     rates.know(answer)
-    return calendar_from(rates, answer.day)
+    return calendar_from(rates, asked.day)
 
 
 def calendar_from(rates: Rates, start: date) -> Calendar:
     """The run from a day on, with or without a chip there yet. InputError as `calendar_of`."""
-    refused: tuple[tuple[str, str], ...] = ()
-    if rates.asked.rules is not None:
-        left, refused = allowed(rates.fleet, rates.asked.rules, start)
-        rates = Rates(rates.recipe, left, replace(rates.asked, rules=None))
-    fleet, recipe = rates.fleet, rates.recipe
-    days = [start, *fleet.change_days(start)]
+    left, refused, asked = by_rules(rates.fleet, replace(rates.asked, day=start))
+    rates = Rates(rates.recipe, left, asked, known=rates)
+    recipe = rates.recipe
+    days = [start, *left.change_days(start)]
     tokens = float(recipe.total_steps()) * recipe.tokens_per_step
     courses: dict[Which, Course] = {}
     for which in WHICH:  # few chips first: what is found for them holds for more of them too
-        courses[which] = _course(rates, days, tokens, which)
+        courses[which] = course_of(rates, days, tokens, which)
+    found = Calendar(start=start, tokens=tokens, courses=courses, rates=rates, notes=())
     kept_out = (f"left out: {what}: {why}" for what, why in refused)
-    notes = (*kept_out, *_notes(courses["mid"], fleet))
-    return Calendar(start=start, tokens=tokens, courses=courses, rates=rates, notes=notes)
+    return replace(found, notes=(*kept_out, *_notes(found)))
 
 
-def _course(rates: Rates, days: Sequence[date], total: float, which: Which) -> Course:
+def by_rules(fleet: Fleet, asked: Asked) -> tuple[Fleet, Sequence[tuple[str, str]], Asked]:
+    """The fleet without what the rules refuse, what that is, and the rest of what is asked."""
+    if asked.rules is None or asked.day is None:
+        return fleet, (), asked
+    left, refused = allowed(fleet, asked.rules, asked.day)
+    return left, refused, replace(asked, rules=None)
+
+
+def course_of(rates: Rates, days: Sequence[date], total: float, which: Which) -> Course:
+    """The run of so many tokens through stocks that begin on these days."""
     begins = [(day - days[0]).days * DAY for day in days]
     found: list[Rated] = []
 
     def each() -> Iterator[float]:
         for day in days:
-            found.append(rates.of(_chips(rates.fleet, day, which), which))
+            found.append(rates.of(stock_of(rates.fleet, day, which), which))
             yield found[-1].rate(which)
 
     curve, done = run_through(total, begins, each())
@@ -297,7 +345,7 @@ def _course(rates: Rates, days: Sequence[date], total: float, which: Which) -> C
     return Course(periods=tuple(periods), curve=curve, done=done)
 
 
-def _chips(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
+def stock_of(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
     """Island -> chips in whole nodes on a day; empty where nothing is left."""
     try:
         return {one.name: one.num_chips for one in fleet.stock(day, which=which).island}
@@ -305,8 +353,13 @@ def _chips(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
         return {}
 
 
-def _notes(course: Course, fleet: Fleet) -> Iterator[str]:
+def _notes(calendar: Calendar) -> Iterator[str]:
     """What a reader should know before believing the days."""
+    course, fleet = calendar.mid, calendar.rates.fleet
+    begins = calendar.begins()
+    if begins is not None and begins > calendar.start:
+        why = course.periods[0].rated.why
+        yield f"the run begins on {begins}; on {calendar.start} nothing can compute: {why}"
     first = next((one.rated for one in course.periods if one.rated.goodput is not None), None)
     if first is not None and first.goodput is not None and first.goodput.per_second:
         good = first.goodput
@@ -340,110 +393,3 @@ def _watts(period: Period, fleet: Fleet, site: str) -> float:
         if island.site == site and power is not None:
             total += period.rated.chips.get(island.name, 0) * power.value
     return total
-
-
-HEAD = ("until", "computing", "chips", "idle", "tokens/s", "goodput", "done", "low", "high")
-"""Columns of the table of periods; the last three are tokens by the period's end."""
-
-
-def shown_periods(calendar: Calendar, *, most: int) -> tuple[list[str], list[list[str]]]:
-    """The table of periods as text; of more than `most` the middle is left out."""
-    rows = [_row(calendar, period) for period in calendar.mid.periods]
-    if len(rows) > most:
-        half = most // 2
-        left = len(rows) - 2 * half + 1
-        gap = [f"... {left} more", *[""] * (len(HEAD) - 1)]
-        rows = [*rows[:half], gap, *rows[len(rows) - half + 1 :]]
-    return list(HEAD), rows
-
-
-def _row(calendar: Calendar, period: Period) -> list[str]:
-    rated = period.rated
-    low, mid, high = (calendar.courses[which].tokens_at(period.end) for which in WHICH)
-    done = [format_count(tokens) for tokens in (mid, low, high)]
-    end = str(calendar.day(period.end) or "never")
-    if rated.answer is None or rated.goodput is None:
-        return [end, rated.why, "0", f"{rated.present:,}", "0", "-", *done]
-    names = ", ".join(one.island.name for one in rated.answer.islands)
-    idle = f"{rated.present - rated.used:,}"
-    speed = format_count(rated.answer.tokens_per_second.mid)
-    good = f"{100 * rated.goodput.factor:.1f} %"
-    return [end, names, f"{rated.used:,}", idle, speed, good, *done]
-
-
-def done_text(calendar: Calendar) -> str:
-    """When the run is done, as one line."""
-    low, mid, high = (str(day or "never") for day in calendar.done_by().values())
-    energy = [period.megawatt_hours for period in calendar.mid.periods]
-    text = f"{mid} ({low} to {high}: deliveries and speed at their best and at their worst)"
-    if energy and all(one is not None for one in energy):
-        total = sum(one for one in energy if one is not None)
-        text += f"; {total:,.0f} MWh of chips"
-    rents = [period.dollars for period in calendar.mid.periods]
-    if rents and all(one is not None for one in rents):
-        least, most = (sum(one[end] for one in rents if one is not None) for end in (0, 1))
-        text += f", {format_count(least)} to {format_count(most)} dollars at published rents"
-    leases = sum(calendar.lease_dollars(period) for period in calendar.mid.periods)
-    return text + (f"; leases {format_count(leases)} dollars" if leases else "")
-
-
-def drawn_text(calendar: Calendar) -> str:
-    """What the draws say, as one line."""
-    draws = calendar.draws
-    assert draws is not None
-    days = {name: calendar.day(end) for name, end in draws.quantiles().items()}
-    parts = [
-        f"{name.removeprefix('p')} % by {day}" if day is not None else f"{name[1:]} % never"
-        for name, day in days.items()
-    ]
-    text = f"of {draws.number:,} fleets (seed {draws.seed}) {', '.join(parts)}"
-    return text + (f"; {100 * draws.never:.0f} % are never done" if draws.never else "")
-
-
-def as_json(calendar: Calendar) -> dict[str, Any]:
-    """The keys `done_by` and `calendar` of `atoll plan --json`."""
-    days = {name: _iso(day) for name, day in calendar.done_by().items()}
-    draws = calendar.draws
-    return {
-        "done_by": days,
-        "calendar": {
-            "start": calendar.start.isoformat(),
-            "tokens": calendar.tokens,
-            "periods": [_plain(calendar, period) for period in calendar.mid.periods],
-            "draws": None if draws is None else {
-                "number": draws.number, "seed": draws.seed, "never": draws.never,
-                "plans": draws.plans,
-                **{name: _iso(calendar.day(end)) for name, end in draws.quantiles().items()},
-            },
-            "notes": list(calendar.notes),
-        },
-    }  # fmt: skip
-
-
-def _iso(day: date | None) -> str | None:
-    return None if day is None else day.isoformat()
-
-
-def _plain(calendar: Calendar, period: Period) -> dict[str, Any]:
-    rated, good, money = period.rated, period.rated.goodput, period.dollars
-    answer = rated.answer
-    return {
-        "from": _iso(calendar.day(period.begin)),
-        "to": _iso(calendar.day(period.end)),
-        "chips": dict(rated.chips),
-        "used": rated.used,
-        "idle": rated.present - rated.used,
-        "shares": {} if answer is None else {one.island.name: one.grains for one in answer.islands},
-        "tokens_per_second": 0.0 if answer is None else answer.tokens_per_second.mid,
-        "goodput": None if good is None else good.factor,
-        "goodput_going_on": None if good is None else good.going_on,
-        "goodput_restarting": None if good is None else good.restarting,
-        "tokens": period.tokens,
-        "tokens_by_end": {
-            which: calendar.courses[which].tokens_at(period.end) for which in WHICH
-        },
-        "megawatt_hours": period.megawatt_hours,
-        "rent_dollars": None if money is None else {"low": money[0], "high": money[1]},
-        "lease_dollars": calendar.lease_dollars(period),
-        "why": rated.why,
-    }  # fmt: skip

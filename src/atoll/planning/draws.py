@@ -10,14 +10,14 @@ straight in the peak of the chips.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from atoll.facts.failures import rate_of
 from atoll.fleet import Fleet
-from atoll.planning.planner import problem_of
+from atoll.planning.planner import peaks_of
 from atoll.supply import Change, Failures, Range
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def draw(calendar: Calendar, *, number: int, seed: int) -> Draws:
     )
     days = [start, *fleet.change_days(start)]
     chips = np.tile(np.array([float(one.num_chips) for one in fleet.island]), (number, 1))
-    peaks = np.array(_peaks(rates))
+    by_name = peaks_of(rates.recipe, fleet, rates.asked)
+    peaks = np.array([by_name[one.name] for one in fleet.island])
     tokens, ends = np.zeros(number), np.full(number, np.inf)
     done = 0
     for index, day in enumerate(days):
@@ -109,7 +110,8 @@ def draw(calendar: Calendar, *, number: int, seed: int) -> Draws:
         end = (days[index + 1] - start).days * DAY if index + 1 < len(days) else math.inf
         there = np.array([float(one.is_there(day)) for one in fleet.island])
         rate = _rates(rates, chips[open_] * there, peaks, drawn, open_)
-        left = (calendar.tokens - tokens[open_]) / np.maximum(rate.raw, 1e-300)
+        with np.errstate(divide="ignore", over="ignore"):
+            left = (calendar.tokens - tokens[open_]) / rate.raw
         rate_now = rate.raw * _stays(random, rate, np.minimum(left, end - begin), drawn, open_)
         with np.errstate(divide="ignore", over="ignore"):
             over = begin + (calendar.tokens - tokens[open_]) / rate_now
@@ -163,20 +165,6 @@ def _failure_range(failures: Failures | None) -> tuple[float, float, float]:
         return 1.0, 1.0, 1.0
     rate = rate_of("")
     return rate.low / rate.mid, 1.0, rate.high / rate.mid
-
-
-def _peaks(rates: Rates) -> list[float]:
-    """FLOP/s of a chip of every island: a measure of stocks beside one another."""
-    islands = [
-        one.model_copy(update={"nodes": max(1, one.nodes), "lease": None})
-        for one in rates.fleet.island
-    ]
-    empty: dict[str, Any] = {"island": islands, "delivery": [], "withdrawal": []}
-    problem, _ = problem_of(rates.recipe, rates.fleet.model_copy(update=empty), rates.asked)
-    speeds: Mapping[str, float] = {
-        place.name: place.speed / place.island.num_chips for place in problem.places
-    }
-    return [speeds.get(one.name, 0.0) for one in islands]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

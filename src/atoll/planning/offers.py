@@ -6,17 +6,25 @@ The nouns of an offers file and its strict loading. Money is text with a currenc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from atoll import strict, units
 from atoll.errors import InputError
-from atoll.fleet import ChipName, Name, Network, with_chip_file
+from atoll.facts.rules import Mode
+from atoll.fleet import ChipName, Country, Name, Network, with_chip_file
 from atoll.strict import Noun
-from atoll.supply import Day
+from atoll.supply import Day, Which
 
 LONGEST_LEAD = 3650.0
 """Days: a lead time above ten years is a slip of the pen."""
@@ -63,6 +71,10 @@ class Window(Noun):
         return after and (self.until is None or day < self.until.toordinal() + 1)
 
 
+RANGED = ("price", "stock", "lead")
+"""Keys of an offer that may be given as { low, mid, high }."""
+
+
 class Offer(Window):
     """Chips of one kind that a seller would deliver to a site.
 
@@ -72,6 +84,11 @@ class Offer(Window):
     arrives after `lead`; a lease then lasts `term`, a step of the file if none is given. `power` is
     of one chip with all that it needs around it; without it the chip's own, times the file's
     `power_factor`.
+
+    Price, stock and lead may be { low, mid, high }: the attributes are the mid ones, `at` gives the
+    ends. Rules ask for `mode`, and for the countries of headquarters: `hq` of the ultimate parent
+    of who orders, `owner_hq` and `operator_hq` of who owns and runs leased chips; what is not said
+    here is the site's.
     """
 
     name: Label
@@ -87,7 +104,37 @@ class Offer(Window):
     term: Span | None = None
     power: Annotated[str, AfterValidator(_watts)] | None = None
     network: Network | None = None
+    mode: Mode | None = None
+    hq: Country | None = None
+    owner_hq: Country | None = None
+    operator_hq: Country | None = None
     source: str = ""
+    _ends: dict[Which, Offer] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _between(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """The offer of the mid numbers, which keeps those of the ends."""
+        keys = [key for key in RANGED if isinstance(data, dict) and isinstance(data.get(key), dict)]
+        if not keys:
+            return handler(data)
+        for key in keys:
+            _require_ends(key, data[key])
+        plain = {**data, **{key: data[key]["mid"] for key in keys}}
+        mid = handler(plain)
+        for which in ("low", "high"):
+            end = handler({**plain, **{key: data[key][which] for key in keys if key != "stock"}})
+            stock = data["stock"][which] if "stock" in keys else mid.stock
+            if not isinstance(stock, int) or not 0 <= stock <= 10**8:
+                key, fix = f"stock.{which}", "a whole number from 0 to 100000000"
+                raise InputError("is no number of chips", key=key, value=stock, fix=fix)
+            mid._ends[which] = end.model_copy(update={"stock": stock})
+        _require_order(mid)
+        return mid
+
+    def at(self, which: Which) -> Offer:
+        """The offer at one end of what is not known of it: "low" is cheap, few, soon."""
+        return self._ends.get(which, self)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -106,6 +153,12 @@ class Offer(Window):
             raise InputError("what is bought has no term", key="term", value=self.term, fix=fix)
         if self.term is not None and units.parse_seconds(self.term) < 86400:
             raise InputError("a lease lasts a day or more", key="term", value=self.term)
+        if self.mode is not None and (self.mode in ("lease", "api")) != (self.kind == "lease"):
+            fix = (
+                'leave mode out, or write kind = "buy" with "buy" or "own-abroad", kind = "lease" '
+            )
+            fix += 'with "lease" or "api"'
+            raise InputError(f"does not go with kind = {self.kind}", key="mode", fix=fix)
         return self
 
     def money(self) -> tuple[float, str]:
@@ -122,6 +175,31 @@ class Offer(Window):
     def lead_days(self) -> float:
         """Days from an order to its chips."""
         return units.parse_seconds(self.lead) / 86400
+
+
+def _require_ends(key: str, ends: Mapping[str, Any]) -> None:
+    """InputError if low, mid and high are not all that a range holds."""
+    fix = f"write {key} = {{ low = ..., mid = ..., high = ... }}"
+    for wanted in ("low", "mid", "high"):
+        if wanted not in ends:
+            raise InputError("this key is missing", key=f"{key}.{wanted}", fix=fix)
+    for name in ends:
+        if name not in ("low", "mid", "high"):
+            raise InputError("there is no such key", key=f"{key}.{name}", fix=fix)
+
+
+def _require_order(offer: Offer) -> None:
+    """InputError if the ends of a range do not hold low <= mid <= high, in one currency."""
+    three = [offer.at("low"), offer, offer.at("high")]
+    if len({one.money()[1] for one in three}) > 1:
+        raise InputError("holds two currencies", key="price", fix="write one of them")
+    for key, numbers in (
+        ("price", [one.money()[0] for one in three]),
+        ("stock", [one.stock for one in three]),
+        ("lead", [one.lead_days for one in three]),
+    ):
+        if numbers != sorted(numbers):
+            raise InputError("must hold low <= mid <= high", key=key, fix="sort the three numbers")
 
 
 class Budget(Window):
@@ -250,6 +328,12 @@ class Offers(Noun):
                 return 1.0 / one.rate
         fix = f'[[exchange_rate]] from = "{of}", to = "{to}", rate = ...'
         raise InputError(f"no exchange rate from {of} to {to}", key=key, fix=fix)
+
+    @property
+    def end(self) -> date:
+        """The day after the last one on which an order of this file may still arrive."""
+        longest = max(one.at("high").lead_days for one in self.offer)
+        return date.fromordinal(int(self.boundaries()[-1] + longest) + 1)
 
     def boundaries(self) -> list[float]:
         """The first day of each step as an ordinal, and the day after the last step."""

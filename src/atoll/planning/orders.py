@@ -18,10 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from atoll.errors import InputError
+from atoll.planning.case import DAY, Case
 from atoll.planning.programme import (
-    DAY,
     GAP,
-    Case,
     Column,
     Group,
     Programme,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from atoll.facts.rules import NO_ADVICE
+from atoll.planning.closing import Ruled
 from atoll.planning.orders import Order, Ordered, Worth, by_budget, largest_model
-from atoll.planning.rates import Rate
+from atoll.planning.purchase import Told
 from atoll.planning.shortage import name_of
 from atoll.units import format_count
 
@@ -16,29 +16,6 @@ MOST_ROWS = 20
 """Rows of the table; where there are more orders, an offer is one row."""
 
 MOST_LINES = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """An answer with what else is told: rates by offer, FLOP of a token, the planner's own tokens a
-    second of the whole fleet that comes out (None: not asked, or no plan).
-    """
-
-    answer: Ordered
-    rates: Mapping[str, Rate]
-    flops_a_token: float
-    together: float | None
-
-    @property
-    def added(self) -> float:
-        """Tokens a second of the same chips, added up one by one; availability is not in it."""
-        answer = self.answer
-        day = (answer.last if answer.finish is None else answer.finish) - 1e-6
-        speed = sum(one.speed for one in answer.case.own if one.day <= day)
-        for order in answer.orders:
-            if order.column.is_there(day):
-                speed += order.chips * answer.case.speed[order.column.offer.name]
-        return speed
 
 
 def headline(told: Told) -> list[tuple[str, str]]:
@@ -118,6 +95,7 @@ def sections(told: Told) -> list[tuple[str, list[str]]]:
     return [
         ("what binds, and what one more unit of it is worth (lots relaxed)", binding),
         ("left out", left[:MOST_LINES]),
+        ("refused by rules", told.ruled.lines() if told.ruled is not None else []),
         ("notes", notes(told)),
     ]
 
@@ -146,10 +124,12 @@ def notes(told: Told) -> list[str]:
     if answer.unusable:
         names = ", ".join(answer.unusable)
         lines.append(
-            f"never to be had: {names} (out of the calendar, or no budget covers the days)"
+            f"never to be had: {names} (out of the calendar, refused, or no budget covers the days)"
         )
     if not answer.orders:
         lines.append("nothing is to be ordered")
+    if told.ruled is not None:
+        lines += told.ruled.notes
     if answer.case.offers.availability == 1.0:
         lines.append("no failure, checkpoint or restart is counted: write availability = 0.9, say")
     return lines
@@ -214,10 +194,30 @@ def as_json(told: Told) -> dict[str, Any]:
             name: {"tokens_per_second": rate.speed, "asked_for_chips": rate.chips, "why": rate.why}
             for name, rate in told.rates.items()
         },
+        **_ruled(told.ruled),
         "together": told.together,
         "added": told.added,
         "notes": notes(told),
         "solve_seconds": answer.seconds,
+    }
+
+
+def _ruled(ruled: Ruled | None) -> dict[str, Any]:
+    """What rules refuse, for scripts; `advice` is null where none was asked."""
+    if ruled is None:
+        return {"refused": [], "left_out": [], "advice": None}
+    return {
+        "refused": [
+            {
+                "offer": one.offer,
+                "from": one.since.isoformat(),
+                "until": one.until.isoformat() if one.until < ruled.end else None,
+                "why": one.why,
+            }
+            for one in ruled.closed
+        ],
+        "left_out": [{"what": what, "why": why} for what, why in ruled.refused],
+        "advice": NO_ADVICE,
     }
 
 

@@ -144,8 +144,7 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     try:
         found = _search(problem)
     except DoesNotFit as misfit:
-        coming = fleet.change_days(asked.day) if asked.day is not None else []
-        raise no_plan(misfit, later=coming[0] if coming else None) from None
+        raise no_plan(misfit) from None
     if asked.tool is not None and len(found.best.names) == 1 < len(problem.places):
         found = _alone(recipe, asked.tool, problem, found)
     free = not asked.only and asked.tool is None
@@ -245,6 +244,17 @@ def problem_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> tuple[Problem, lis
     return problem, skipped
 
 
+def peaks_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> dict[str, float]:
+    """FLOP/s of one chip of every island, 0 where none can take part: a measure of stocks."""
+    islands = [
+        one.model_copy(update={"nodes": max(1, one.nodes), "lease": None}) for one in fleet.island
+    ]
+    empty: dict[str, Any] = {"island": islands, "delivery": [], "withdrawal": []}
+    problem, _ = problem_of(recipe, fleet.model_copy(update=empty), replace(asked, day=None))
+    speeds = {place.name: place.speed / place.island.num_chips for place in problem.places}
+    return {one.name: speeds.get(one.name, 0.0) for one in islands}
+
+
 def _of_its_makes(places: list[Place], tool: str | None) -> tuple[list[Place], list[LeftOut]]:
     """Without the islands of makes that the tool does not run on, unless no other is there."""
     if tool is None:
@@ -325,11 +335,8 @@ def _corrector(
     return correct
 
 
-def no_plan(misfit: DoesNotFit, *, later: date | None = None) -> NoPlan:
-    """The error for a model that fits nowhere: how much too large on which chip, and the fix.
-
-    `later` is the next day on which the fleet changes, if it does.
-    """
+def no_plan(misfit: DoesNotFit) -> NoPlan:
+    """The error for a model that fits nowhere: how much too large on which chip, and the fix."""
     if not misfit.misfits:
         return NoPlan("no layout divides this model on any island of the fleet")
     lines = []
@@ -347,8 +354,6 @@ def no_plan(misfit: DoesNotFit, *, later: date | None = None) -> NoPlan:
     if nodes is not None:
         fix += f"; or more nodes: it fits from {nodes} nodes on {name} on"
         fix += f" (now {places[name].island.nodes})"
-    if later is not None:
-        fix += f"; the fleet changes on {later}: --from {later} plans what is there then"
     return NoPlan("the model fits on no island\n  " + "\n  ".join([*lines, fix]))
 
 

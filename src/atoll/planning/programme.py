@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from atoll import units
-from atoll.planning.offers import Budget, Limit, Offer, Offers
+from atoll.planning.case import DAY, Case
+from atoll.planning.offers import Budget, Limit, Offer
 
-DAY = 86400.0
 GAP = 1e-4
 """Relative gap at which a solve may stop; the proved one is told."""
 
@@ -34,47 +34,6 @@ NEAR = (3.0, 30.0)
 
 Group = tuple[str, str]
 """What rows belong to and can be loosened together: ("budget", name), ("power", site) ..."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnChange:
-    """Chips of the fleet that begin (or cease, where negative) to compute at a site on a day."""
-
-    day: float
-    site: str
-    speed: float
-    watts: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """Offers and all that is known beside them.
-
-    `speed` is tokens a second and `watts` watts of one chip, by the offer's name; `countries` and
-    `power` (watts) by site; `tokens` is what the recipe needs.
-    """
-
-    offers: Offers
-    speed: Mapping[str, float]
-    watts: Mapping[str, float]
-    tokens: float
-    countries: Mapping[str, str] = field(default_factory=dict)
-    power: Mapping[str, float] = field(default_factory=dict)
-    own: Sequence[OwnChange] = ()
-
-    def is_at(self, site: str, place: str) -> bool:
-        """Whether a site is, or lies in, a place; every site is anywhere ("")."""
-        return place in ("", site) or self.countries.get(site) == place
-
-    def own_tokens(self, day: float) -> float:
-        """Tokens that the fleet's own chips have computed by a day."""
-        start = self.offers.boundaries()[0]
-        spans = ((one.speed, day - max(start, one.day)) for one in self.own)
-        return self.offers.availability * DAY * sum(v * span for v, span in spans if span > 0)
-
-    def own_watts(self, site: str, day: float) -> float:
-        """Watts of the fleet's own chips at a site on a day."""
-        return sum(one.watts for one in self.own if one.site == site and one.day <= day)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +114,8 @@ class Programme:
                     column = self._column(offer, step, ordered)
                     paid = [any(self._covers(b, column, d) for b in self.case.offers.budget)
                             for d, _ in column.payments]  # fmt: skip
-                    if all(paid):
+                    days = (column.ordered, column.arrives)
+                    if all(paid) and not self.case.is_closed(offer.name, *days):
                         found.append(column)
         return found
 

@@ -7,7 +7,7 @@ whole fleet that came out, and so says how far from the truth that is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 from atoll import facts, units
 from atoll.errors import AtollError, InputError
 from atoll.fleet import HERE, Fleet, Island, Network
+from atoll.planning.case import Case, Closed, OwnChange
 from atoll.planning.offers import Offer, Offers
 from atoll.planning.orders import Ordered
 from atoll.planning.planner import Asked, model_of, plan
-from atoll.planning.programme import Case, OwnChange
 from atoll.planning.work import Shape
 from atoll.recipe import Recipe
 from atoll.strict import nearest
+from atoll.supply import Which
 
 TYPICAL = 4096
 """Chips of the island of which the planner is asked, where there are as many."""
@@ -40,13 +41,21 @@ class Rate:
 
 
 def case_of(
-    recipe: Recipe, fleet: Fleet, offers: Offers, asked: Asked, *, at: str | None = None
+    recipe: Recipe,
+    fleet: Fleet,
+    offers: Offers,
+    asked: Asked,
+    *,
+    at: str | None = None,
+    closed: Sequence[Closed] = (),
 ) -> tuple[Case, dict[str, Rate]]:
-    """The case of the solver, and the rate of each offer. `at` counts one site's chips alone.
+    """The case of the solver, and the rate of each offer. `at` counts one site's chips alone,
+    `closed` is what rules refuse (`asked` asks none here).
 
     InputError for a site, a place or a power that is not known.
     """
     _require_places(fleet, offers, at)
+    asked = replace(asked, day=None, rules=None)
     tokens = float(recipe.total_steps() * recipe.tokens_per_step)
     known: dict[Any, Rate] = {}
     chosen = [one for one in offers.offer if at in (None, one.site)]
@@ -65,6 +74,7 @@ def case_of(
         speed={one.name: rates[one.name].speed for one in useful},
         watts=watts, tokens=tokens, countries={one.name: one.country for one in fleet.site},
         power=power, own=_own(recipe, fleet, offers, asked, known, power, at),
+        closed=tuple(closed),
     )  # fmt: skip
     return case, rates
 
@@ -109,7 +119,7 @@ def _rate(recipe: Recipe, island: Island, asked: Asked, known: dict[Any, Rate]) 
     if key not in known:
         alone = island.model_copy(update={"name": "offered", "site": HERE, "share": None})
         try:
-            answer = plan(recipe, Fleet(island=[alone]), replace(asked, day=None))
+            answer = plan(recipe, Fleet(island=[alone]), asked)
         except InputError:
             raise
         except AtollError as fault:
@@ -144,16 +154,16 @@ def _own(
     power: Mapping[str, float],
     at: str | None,
 ) -> tuple[OwnChange, ...]:
-    """The fleet's own chips, deliveries and withdrawals (mid), in the order of the file."""
+    """The fleet's own chips as they come and go (mid), in the order of the file."""
+    days = [offers.start, *fleet.change_days(offers.start)]
+    there = [chips_on(fleet, day, "mid") for day in days]
     found = []
     for index, island in enumerate(fleet.island):
-        changes = [(0.0, island.num_chips)] if island.num_chips else []
-        for sign, table in ((1, fleet.delivery), (-1, fleet.withdrawal)):
-            mine = (one for one in table if one.island == island.name)
-            changes += [(float(one.date.toordinal()), sign * one.count.mid) for one in mine]
-        size = max(island.num_chips, min(TYPICAL, sum(n for _, n in changes if n > 0)))
-        nodes = max(1, size // island.chips_per_node)
-        typical = island.model_copy(update={"nodes": nodes})
+        chips = [one.get(island.name, 0) for one in there]
+        if not any(chips):
+            continue
+        size = max(chips[0], min(TYPICAL, max(chips)))
+        typical = island.model_copy(update={"nodes": max(1, size // island.chips_per_node)})
         speed = 0.0 if at not in (None, island.site) else _rate(recipe, typical, asked, known).speed
         watts = facts.chip(island.chip).power
         if watts is None and island.site in power:
@@ -161,11 +171,25 @@ def _own(
             fix = "take the site's power out, or give a file of the chip with its power"
             raise InputError(message, key=f"island[{index}].chip", value=island.chip, fix=fix)
         each = 0.0 if watts is None else watts.value * offers.power_factor
-        found += [
-            OwnChange(day=day, site=island.site, speed=number * speed, watts=number * each)
-            for day, number in changes
-        ]
+        for day, now, before in zip(days, chips, [0, *chips], strict=False):
+            if now != before:
+                ordinal = 0.0 if day == offers.start else float(day.toordinal())
+                number = now - before
+                found.append(
+                    OwnChange(
+                        day=ordinal, site=island.site, island=island.name,
+                        speed=number * speed, watts=number * each,
+                    )
+                )  # fmt: skip
     return tuple(found)
+
+
+def chips_on(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
+    """Island -> chips in whole nodes on a day; empty where nothing is there."""
+    try:
+        return {one.name: one.num_chips for one in fleet.stock(day, which=which).island}
+    except InputError:
+        return {}
 
 
 def flops_a_token(recipe: Recipe) -> float:

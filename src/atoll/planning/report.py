@@ -29,14 +29,22 @@ from atoll.units import format_count, format_seconds
 if TYPE_CHECKING:
     from atoll.plan import Estimate
     from atoll.planning.calendar import Calendar
+    from atoll.planning.deadline import Deadline
     from atoll.planning.planner import Answer
+    from atoll.planning.whatif import WhatIf
 
 
 TILED = ("step", "speed", "finish")
 """Lines of the headline that stand in large letters above the others."""
 
 
-def report_of(answer: Answer, calendar: Calendar | None = None) -> str:
+def report_of(
+    answer: Answer,
+    calendar: Calendar | None = None,
+    *,
+    deadline: Deadline | None = None,
+    what_if: Sequence[WhatIf] = (),
+) -> str:
     """The page as HTML: no script, nothing loaded from anywhere."""
     name = answer.recipe.name
     return page(
@@ -52,7 +60,9 @@ def report_of(answer: Answer, calendar: Calendar | None = None) -> str:
                 if name not in TILED
             ),
         ),
+        _deadline(deadline),
         _calendar(calendar),
+        _what_if(what_if, calendar, deadline),
         _time(answer),
         _memory(answer),
         _timeline(answer),
@@ -210,7 +220,7 @@ def _calendar(calendar: Calendar | None) -> str:
     """The islands over time with the tokens, and the periods as a table."""
     if calendar is None:
         return ""
-    from atoll.planning.calendar import done_text, drawn_text, shown_periods
+    from atoll.planning.calendartable import done_text, drawn_text, shown_periods
     from atoll.planning.gantt import ABSENT, BUSY, CURVE, SPARE, calendar_picture
 
     legend = [(BUSY, "chips that take part"), (SPARE, "present, not taking part"),
@@ -232,6 +242,29 @@ def _calendar(calendar: Calendar | None) -> str:
         table(head, cells, numbers=tuple(head[2:])),
         tag("ul", *notes, class_="notes") if notes else "",
     )  # fmt: skip
+
+
+def _deadline(deadline: Deadline | None) -> str:
+    """The largest model by a day, on all courses."""
+    if deadline is None:
+        return ""
+    from atoll.planning.deadline import notes, summary
+
+    lines = [tag("dt", escape(name)) + tag("dd", escape(text)) for name, text in summary(deadline)]
+    told = [tag("li", escape(note)) for note in notes(deadline)]
+    title = f"The largest model by {deadline.by}"
+    return section(title, tag("dl", *lines), tag("ul", *told, class_="notes"))
+
+
+def _what_if(found: Sequence[WhatIf], calendar: Calendar | None, deadline: Deadline | None) -> str:
+    """Other fleets, and the days that they cost or save."""
+    if not found or calendar is None:
+        return ""
+    from atoll.planning.whatif import shown
+
+    head, rows = shown(found, calendar, deadline)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    return section("What if", table(head, cells, numbers=tuple(head[1:])))
 
 
 def section(title: str, *content: str) -> str:

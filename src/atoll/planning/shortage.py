@@ -35,6 +35,11 @@ class NoOrders(AtollError):
         self.groups = tuple(groups)
         self.needs = tuple(needs)
 
+    def beside(self, name: str, lines: Sequence[str]) -> NoOrders:
+        """The same with a list of lines under a name."""
+        text = "\n  ".join([str(self), f"{name}:", *(f"  {one}" for one in lines)])
+        return NoOrders(text, groups=self.groups, needs=self.needs)
+
 
 def explain(
     programme: Programme, rows: Sequence[Row], last: int, *, tokens: float | None = None

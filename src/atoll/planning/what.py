@@ -24,6 +24,7 @@ from atoll.units import format_count
 TOKENS_A_PARAMETER = 20
 DAY = 86400.0
 GRAIN_TOKENS = 16384
+BATCH_EXPONENT = 0.3271
 LARGEST_BATCH = 2**26
 """Tokens of a step: no published run of a dense model went above 64 M."""
 
@@ -108,7 +109,7 @@ def recipe_for(name: str, model: Model) -> Recipe:
 
 def batch_tokens(flops: float) -> float:
     """Tokens of a step for a training of so many FLOP: 0.292 C^0.3271 (arXiv:2401.02954)."""
-    return float(min(0.292 * flops**0.3271, LARGEST_BATCH))
+    return float(min(0.292 * flops**BATCH_EXPONENT, LARGEST_BATCH))
 
 
 def dense_model(layers: int) -> Model:

@@ -97,6 +97,10 @@ class Busy(AtollError):
         self.retry_after = retry_after
 
 
+class Closed(AtollError):
+    """The engine takes nothing in: it is closing, or it has failed and says how."""
+
+
 class TooLong(AtollError):
     """The prompt and the tokens asked for do not fit; says both numbers and the limit."""
 
@@ -115,13 +119,15 @@ class Load:
     running: int = 0
     queued: int = 0
     slots: int = 0
-    cache_used: int = 0  # bytes
+    cache_used: int = 0  # bytes that running requests hold or were promised
+    cache_kept: int = 0  # bytes of prefixes that nobody uses now, available to anyone
     cache_size: int = 0  # bytes
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
     finished: dict[str, int] = field(default_factory=dict)  # by FinishReason
+    failure: str = ""  # what stopped the engine's thread, if a bug did
 
 
 class Engine(Protocol):
@@ -130,7 +136,7 @@ class Engine(Protocol):
     limit: int  # tokens of prompt and answer together
 
     def submit(self, request: Request) -> Stream:
-        """Take a request in; call it inside a running event loop. Raises Busy or TooLong."""
+        """Take a request in; call it inside a running event loop. Raises Busy, TooLong, Closed."""
 
     def load(self) -> Load:
         """What it is doing."""

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from atoll.crew.local import LocalCrew
 from atoll.crew.ray import Need, RayCrew, require_package
 from atoll.errors import InputError
 from atoll.fleet import HERE
+from atoll.hours import Hours
 from atoll.plan import PlanIsland
 from atoll.training.display import Display
 from atoll.training.exchange import serve_store
@@ -92,7 +93,10 @@ class Crew(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberSpec:
-    """One process to be: an island of the plan, or one device of it where a lane is a device."""
+    """One process to be: an island of the plan, or one device of it where a lane is a device.
+
+    `hours` are those of the day at which it may be used; None is always.
+    """
 
     name: str
     island: str
@@ -103,6 +107,7 @@ class MemberSpec:
     device_index: int
     share: float | None
     dials_in: bool
+    hours: Hours | None = None
 
 
 def members_of(islands: Sequence[PlanIsland]) -> list[MemberSpec]:
@@ -113,6 +118,7 @@ def members_of(islands: Sequence[PlanIsland]) -> list[MemberSpec]:
         count = island.num_lanes
         on_host = of_chip(island.chip).device_type == "cpu"
         parts = 1 if on_host else count
+        hours = None if island.hours is None else Hours.parse(island.hours)
         for index in range(parts):
             members.append(
                 MemberSpec(
@@ -125,6 +131,7 @@ def members_of(islands: Sequence[PlanIsland]) -> list[MemberSpec]:
                     device_index=index,
                     share=None if island.share is None else island.share / parts,
                     dials_in=island.start == "dial-in",
+                    hours=hours,
                 )
             )
     return members
@@ -139,9 +146,11 @@ def assemble(  # long: one context, from opening the door to the last goodbye
     display: Display,
     listen: str | None,
     starting: Starting,
+    absent: Collection[str] = (),
 ) -> Iterator[tuple[Crewed, int]]:
     """All members, arrived and greeted, and the port of the store they meet at.
 
+    Those that are `absent` are neither started nor waited for; `Crewed.enlist` brings them later.
     `folder` takes the token file. Leaving the context ends every process started here.
     """
     token_file = folder.resolve() / "token"
@@ -182,23 +191,25 @@ def assemble(  # long: one context, from opening the door to the last goodbye
                 crew.start(name, [*arguments, *AT_ONCE], environment)
                 return True
 
-            def enlist(member: MemberSpec) -> None:
-                """An island belongs to the fleet now: start it, or say how it dials in."""
+            def enlist(member: MemberSpec) -> bool:
+                """An island belongs to the fleet now: start it, or say how it dials in; False while
+                its old process has not ended."""
                 planned[member.name] = member
                 if member.dials_in:
                     command = _by_hand(member, listener.address, token_file)
                     display.say(f"island {member.name!r} dials in; start it with:\n  {command}")
-                else:
-                    local.add(member.name)
-                    start(member.name)
+                    return True
+                local.add(member.name)
+                return start(member.name)
 
-            for member in members:
+            here = [member for member in members if member.name not in absent]
+            for member in here:
                 enlist(member)
             crewed.listen_to(listener)
             _write_address(address_file, listener.address)
             crewed.restart, crewed.enlist = start, enlist
             crewed.starts = local.__contains__
-            crewed.admit(list(planned), waiting=waiting)
+            crewed.admit([member.name for member in here], waiting=waiting)
             store = serve_store(wire.parse_address(address)[0])
             yield crewed, store.port
             for name in crew.running():

@@ -54,10 +54,11 @@ class Keeping:
 
     def _writer(self) -> str:
         """The island that writes checkpoints: one that runs here, if any does, where the folder
-        is."""
+        is, and rather one that need not leave before it is written."""
         here = {member.name for member in self._members if not member.dials_in}
+        stays = {member.name for member in self._members if member.hours is None}
         whole = [m.name for m in self._pilot.crew.members.values() if not m.healing]
-        return min(whole, key=lambda name: name not in here)
+        return min(whole, key=lambda name: (name not in here, name not in stays))
 
     def save_again(self) -> None:
         """A checkpoint whose writer was lost is not kept: the next step is saved in its stead."""

@@ -96,8 +96,9 @@ class Crewed:
         """Starts an island of this machine again; False while its old process has not ended."""
         self.starts: Callable[[str], bool] = lambda _name: True
         """Whether this pilot starts the island; the others dial in by themselves."""
-        self.enlist: Callable[[Any], None] = lambda _member: None
-        """Takes a new island (a `MemberSpec`) into the fleet and starts it."""
+        self.enlist: Callable[[Any], bool] = lambda _member: True
+        """Takes an island (a `MemberSpec`) into the fleet and starts it; False while its old
+        process has not ended."""
         self._late: list[tuple[str, wire.Message]] = []
         self.finished: set[str] = set()
         self._paces: deque[float] = deque(maxlen=SPEED_WINDOW)
@@ -157,6 +158,13 @@ class Crewed:
                 member.connection.send("failed", reason=reason)
         member.connection.close()
 
+    def call_off(self, name: str) -> None:
+        """An island that was started and is no member yet is not wanted any more."""
+        self._names.discard(name)
+        self.arrivals = [arrival for arrival in self.arrivals if arrival.name != name]
+        self._late = [item for item in self._late if item[0] != name]
+        self._fence(name)
+
     def take_arrivals(self) -> list[wire.Arrival]:
         """Who has arrived since the last call."""
         arrivals, self.arrivals = self.arrivals, []
@@ -171,8 +179,12 @@ class Crewed:
         for must not make the next wait longer.
         """
         self._paces.append(step_seconds)
-        usual = sorted(self._paces)[len(self._paces) // 2]
-        self.patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, 3.0 * usual))
+        self.patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, 3.0 * self.pace))
+
+    @property
+    def pace(self) -> float:
+        """Seconds of the last steps, their median; 0 before the first."""
+        return sorted(self._paces)[len(self._paces) // 2] if self._paces else 0.0
 
     def _look_for_silence(self) -> None:
         now = time.monotonic()

@@ -10,6 +10,7 @@ import atoll
 from atoll.data.sampler import Sampler
 from atoll.data.shards import Shards, prepare
 from atoll.data.storage import damage_of, open_shards
+from atoll.errors import InputError
 from atoll.recipe import Recipe
 from atoll.run import RunFolder
 from atoll.training.display import Display
@@ -40,8 +41,22 @@ def sampler_of(recipe: Recipe, data: Shards) -> Sampler:
     )
 
 
-def open_or_create(found: Target, data: Shards, run: Path | None) -> RunFolder:
-    """The folder of this very run: opened if it is there, else made."""
+def folder_of(found: Target, data: Shards, run: Path | None) -> RunFolder:
+    """The folder of this very run: opened if it is there, else made. InputError if it is that of
+    another recipe or text.
+    """
+    folder = found.folder or _open_or_create(found, data, run)
+    folder.check_recipe(found.recipe)
+    if folder.record.shards.digest != data.digest:
+        raise InputError(
+            "the text of this run has changed since it began: its token shards have another digest",
+            file=folder.path,
+            fix="restore the text, or train into a new folder with --run",
+        )
+    return folder
+
+
+def _open_or_create(found: Target, data: Shards, run: Path | None) -> RunFolder:
     digest = found.recipe.digest(data.digest)
     path = run or Path("runs") / f"{found.recipe.name}-{digest[:8]}"
     if RunFolder.is_run(path):

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from atoll.run import Events, RunFolder
+from atoll.training.crewing import MemberSpec
 from atoll.training.fleet_file import LOOK_SECONDS, FleetFile
 from atoll.training.joining import Joining
 from atoll.training.keeping import Keeping
 from atoll.training.pilot import Pilot
+from atoll.training.timetable import Timetable
 
 STRIKES = 3
 """How often an island may be lost before it is put out for good."""
@@ -33,16 +35,50 @@ class Roster:
         self._strikes: Counter[str] = Counter()
         self._idle: Counter[str] = Counter()
         self.fleet_file: FleetFile | None = None
+        self.timetable: Timetable | None = None
+        self._lent: list[MemberSpec] = []  # whose hours have begun, to be started
+        self._awaited: set[str] = set()  # started for their hours, and no members yet
+        self.deserted = False
+        """Whether the hours of all islands are over: the run has to wait, kept, without any."""
         self.stopped: Callable[[], bool] = lambda: False
 
     def between_steps(self) -> None:
         """Who is gone, who leaves, who joins."""
         self.note_losses()
         self.keeping.save_again()
+        self._follow_hours()
         self._restart()
         self._follow_fleet_file()
         self.joining.between_steps()
         self.note_losses()
+
+    def _follow_hours(self) -> None:
+        """Start islands whose hours have begun, let those go whose hours end."""
+        if self.timetable is None:
+            return
+        crew = self._pilot.crew
+        coming, away = self.timetable.changes(crew.pace)
+        self._awaited -= set(crew.members)
+        self._lent += coming
+        for member in away:
+            name = member.name
+            if name in crew.members:
+                why = f"its hours are over: {member.hours.text}" if member.hours else ""
+                if not self.joining.let_go(name, reason=why) and name in crew.members:
+                    gone = {one.name for one in away}
+                    self.deserted = set(self._pilot.whole()) <= gone
+            elif name in self._awaited:
+                crew.call_off(name)
+            self._awaited.discard(name)
+        names = {member.name for member in away}
+        self._lent = [member for member in self._lent if member.name not in names]
+        self._to_restart = [name for name in self._to_restart if name not in names]
+        for member in list(self._lent):
+            if crew.enlist(member):
+                self._lent.remove(member)
+                self._awaited.add(member.name)
+                self._strikes.pop(member.name, None)  # it may have been mended since
+                self.note_change("lent", island=member.name, step=self._pilot.step)
 
     def _follow_fleet_file(self) -> None:
         """Start islands that the file names now, let others go; wait while it names none."""
@@ -52,6 +88,8 @@ class Roster:
         while True:
             coming, going = file.changes()
             for member in coming:
+                if self.timetable is not None and member.hours is not None:
+                    continue  # the timetable brings it at its hours
                 self._pilot.crew.enlist(member)
                 self.note_change("enlisted", island=member.name, step=self._pilot.step)
             for name in going:
@@ -82,6 +120,7 @@ class Roster:
             "healed": "holds the weights and gets grains",
             "refused": f"is refused: {fields.get('reason')}",
             "restarted": "is started again",
+            "lent": "is there for its hours and is started",
             "enlisted": "is new in the fleet file and is started",
         }
         self._say(f"island {fields['island']!r} {words[kind]}")
@@ -108,8 +147,8 @@ class Roster:
                 f"island {loss.name!r} {how.get(loss.how, 'is gone')}: {loss.reason}; "
                 f"{len(crew.members)} go on, no step is lost"
             )
-            self._strikes[loss.name] += 1
             lost = loss.how not in ("left", "parked")
+            self._strikes[loss.name] += lost
             if lost and crew.starts(loss.name) and self._strikes[loss.name] < STRIKES:
                 self._to_restart.append(loss.name)
             self._events.append(

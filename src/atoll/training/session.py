@@ -16,7 +16,7 @@ from atoll.history.telling import spike_words
 from atoll.model import Model
 from atoll.run import Events, Ledger, LedgerLine, RunFolder
 from atoll.training import checkpoint, exponents, shares
-from atoll.training.crewing import MemberSpec, Starting, assemble, members_of, require_dialable
+from atoll.training.crewing import Starting, assemble, members_of, require_dialable
 from atoll.training.display import Display, IslandView, Snapshot
 from atoll.training.fleet_file import FleetFile
 from atoll.training.guard import require_no_stop
@@ -24,12 +24,13 @@ from atoll.training.interruption import interruptible
 from atoll.training.joining import Joining
 from atoll.training.keeping import Keeping
 from atoll.training.metrics import Metrics
-from atoll.training.opening import open_or_create, sampler_of, text_of
+from atoll.training.opening import folder_of, sampler_of, text_of
 from atoll.training.pilot import Pilot
 from atoll.training.result import TrainResult
 from atoll.training.roster import Roster
 from atoll.training.step import finite, proved
 from atoll.training.target import Target, resolve
+from atoll.training.timetable import Clock, Timetable, WallClock
 
 DEFAULT_CACHE = Path.home() / ".cache" / "atoll"
 
@@ -45,8 +46,11 @@ def train(
     listen: str | None = None,
     cache: Path | None = None,
     starting: Starting | None = None,
+    clock: Clock | None = None,
 ) -> TrainResult:
     """Train a recipe, a plan, or go on with a run folder; see `atoll train --help`.
+
+    `clock` tells the hours of islands that have some; this machine's, if None.
 
     Raises InputError before anything is written if the input is wrong, RunError if the run fails;
     its last checkpoint is then good.
@@ -74,26 +78,19 @@ def train(
         )
     matched_model(found.recipe.model, data)
     sampler = sampler_of(found.recipe, data)  # raises before a folder is made
-    folder = found.folder or open_or_create(found, data, run)
-    folder.check_recipe(found.recipe)
-    if folder.record.shards.digest != data.digest:
-        raise InputError(
-            "the text of this run has changed since it began: its token shards have another digest",
-            file=folder.path,
-            fix="restore the text, or train into a new folder with --run",
-        )
+    folder = folder_of(found, data, run)
     with folder.lock():
-        session = _Session(found, folder, data, sampler, display, until or total)
-        session.fleet_path = fleet
-        if folder.record.status.state == "finished":
-            display.say(f"this run finished at step {total}; nothing is left to train")
-            return session.finished_result()
-        return session.run(listen=listen, starting=starting or Starting())
-
-
-def _weight(share: float | None) -> float:
-    """The weight of an island's share; one that joined without a share counts as 1."""
-    return 1.0 if share is None else share
+        timetable = Timetable(members_of(found.plan.islands), clock or WallClock())
+        while True:
+            session = _Session(found, folder, data, sampler, display, until or total, timetable)
+            session.fleet_path = fleet
+            if folder.record.status.state == "finished":
+                display.say(f"this run finished at step {total}; nothing is left to train")
+                return session.finished_result()
+            timetable.wait(display.say)
+            result = session.run(listen=listen, starting=starting or Starting())
+            if not session.roster.deserted:
+                return result
 
 
 class _Session:
@@ -107,6 +104,7 @@ class _Session:
         sampler: Sampler,
         display: Display,
         last_step: int,
+        timetable: Timetable,
     ) -> None:
         self.recipe, self.folder, self.data, self.display = found.recipe, folder, data, display
         self.plan = found.plan
@@ -116,7 +114,8 @@ class _Session:
         self.sampler = sampler
         self.ledger = Ledger(folder.ledger_path)
         self.events = Events(folder.events_path)
-        self.members: list[MemberSpec] = members_of(found.plan.islands)
+        self.timetable = timetable
+        self.members = timetable.members
         self.loss: float | None = None
         self.val_loss: float | None = None
         self.interrupted = threading.Event()
@@ -129,6 +128,7 @@ class _Session:
         """Assemble the crew, run to the last step, close everything down in order."""
         checkpoint.remove_leftovers(self.folder.checkpoints_path)
         self.display.phase("starting the islands", None)
+        self._absent = self.timetable.absent()
         with (
             assemble(
                 self.members,
@@ -137,6 +137,7 @@ class _Session:
                 display=self.display,
                 listen=listen,
                 starting=starting,
+                absent=self._absent,
             ) as (crew, store_port),
             # Only now is there something to save: while islands are waited for, Ctrl-C just ends.
             interruptible(self.interrupted),
@@ -192,6 +193,9 @@ class _Session:
                     f"round {', '.join(member.failed_operations)} as IEEE 754 asks"
                 )
         self.contract = pilot.contract()
+        chips = {one.chip for one in self.members}
+        if self._absent and len(chips) > 1:  # the others come at their hours, of other kinds
+            self.contract = "replicas identical, replayable"
         self.joining = self.roster.joining = Joining(
             pilot,
             prepare={
@@ -301,8 +305,13 @@ class _Session:
             self.roster.fleet_file = FleetFile(
                 self.fleet_path, self.recipe, self.members, self.display.say
             )
+        if self.timetable.matters or self.fleet_path is not None:
+            self.roster.timetable = self.timetable
         while pilot.step < self.last_step and not self.interrupted.is_set():
             self.roster.between_steps()
+            if self.roster.deserted:
+                self.display.say("the hours of all islands are over: the run is kept and waits")
+                break
             line, values = pilot.open_step(self._ranges(pilot.step + 1))
             self._stop_at_spike(line)
             self.ledger.append(line)
@@ -338,24 +347,13 @@ class _Session:
 
     def _ranges(self, step: int) -> dict[str, shares.Ranges]:
         """The split of a step: by the plan's rule, over the members that are here."""
-        grains, members = self.recipe.num_grains, self.pilot.whole()
-        given = {member.name: member.share for member in self.members}
-        given |= {name: None for name in members if name not in given}
-        mode = self.plan.shares.mode
-        started = any(len(member.seconds) > 1 for member in members.values())
-        if mode == "seeded":
-            seed = self.plan.shares.seed
-            split = shares.seeded(grains, names=list(members), seed=seed, step=step)
-        elif mode == "fixed" or (not started and None not in given.values()):
-            split = shares.by_weight(grains, {name: _weight(given[name]) for name in members})
-        else:
-            active = [name for name in members if given[name] != 0]
-            split = dict.fromkeys(members, 0) | shares.by_speed(
-                grains,
-                grain_seconds={name: members[name].grain_seconds for name in active},
-                lanes={name: members[name].lanes for name in active},
-            )
-        return shares.contiguous(split)
+        return shares.of_step(
+            self.plan.shares,
+            self.recipe.num_grains,
+            step=step,
+            members=self.pilot.whole(),
+            given={member.name: member.share for member in self.members},
+        )
 
     def _validate(self) -> None:
         available = self.sampler.num_validation_windows

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from atoll.digest import digest_of
+from atoll.fleet import Shares
+
+if TYPE_CHECKING:
+    from atoll.training.membership import Member
 
 Ranges = list[tuple[int, int]]
 """Grains as closed ranges [(first, last), ...], counted from 0 within a step."""
@@ -54,6 +59,35 @@ def seeded(num_grains: int, *, names: Sequence[str], seed: int, step: int) -> di
     )
     edges = [0, *cuts, num_grains]
     return {name: edges[i + 1] - edges[i] for i, name in enumerate(names)}
+
+
+def of_step(
+    rule: Shares,
+    num_grains: int,
+    *,
+    step: int,
+    members: Mapping[str, Member],
+    given: Mapping[str, float | None],
+) -> dict[str, Ranges]:
+    """The split of a step over the members that are here, by the plan's rule; `given` are the
+    shares that the fleet names, by all names.
+    """
+    named = {name: given.get(name) for name in members}
+    started = any(len(member.seconds) > 1 for member in members.values())
+    if rule.mode == "seeded":
+        split = seeded(num_grains, names=list(members), seed=rule.seed, step=step)
+    elif rule.mode == "fixed" or (not started and None not in named.values()):
+        # One that joined without a share counts as 1.
+        weights = {name: 1.0 if share is None else share for name, share in named.items()}
+        split = by_weight(num_grains, weights)
+    else:
+        active = [name for name in members if named[name] != 0]
+        split = dict.fromkeys(members, 0) | by_speed(
+            num_grains,
+            grain_seconds={name: members[name].grain_seconds for name in active},
+            lanes={name: members[name].lanes for name in active},
+        )
+    return contiguous(split)
 
 
 def contiguous(shares: Mapping[str, int]) -> dict[str, Ranges]:

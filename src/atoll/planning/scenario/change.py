@@ -1,149 +1,119 @@
-"""Change: a fleet and its offers as a question of a scenario would have them.
+"""Change: a fleet and its offers as one side of a question would have them.
 
-A change never breaks a fleet: what would be taken away that never came is not taken.
+The words of changes are those of `atoll.planning.whatif`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date, timedelta
 
-from atoll import facts
+from atoll import facts, strict
 from atoll.errors import InputError
 from atoll.fleet import Fleet, Island
+from atoll.planning import whatif
 from atoll.planning.offers import Offers
 from atoll.planning.orders import Ordered
 from atoll.planning.rates import NODE
-from atoll.planning.scenario.file import Alteration
-from atoll.supply import Change, Lease, Range
-
-NEVER = date(2000, 1, 1)
-"""The end of a lease that is over before any scenario begins."""
+from atoll.planning.scenario.file import Arrival, Scenario, Side
+from atoll.supply import Change, Range
 
 
-def changed(fleet: Fleet, alterations: Sequence[Alteration]) -> Fleet:
-    """The fleet with the same islands in the same order, and other chips in them over time.
+def changed(scenario: Scenario, side: Side) -> tuple[Fleet, Offers | None]:
+    """The fleet and the offers of a scenario after some changes.
 
-    More chips of an island on every day than before where all that is asked for is more, and no
-    more on any day where things are taken away.
+    InputError, its key that of a question, for what is neither in the fleet nor on offer.
     """
-    for one in alterations:
-        islands = [island for island in fleet.island if concerns(one, island)]
-        if not islands:
-            continue
-        names = {island.name for island in islands}
-        if one.deliveries is not None:
-            kept = [change for change in fleet.delivery if change.island not in names]
-            new = [
-                Change(date=arrival.date, island=islands[0].name, count=arrival.count)
-                for arrival in one.deliveries
-            ]
-            fleet = fleet.model_copy(update={"delivery": [*kept, *new]})
-        elif one.more is not None:
-            assert one.since is not None
-            exactly = Range(low=one.more, mid=one.more, high=one.more)
-            more = Change(date=one.since, island=islands[0].name, count=exactly)
-            fleet = fleet.model_copy(update={"delivery": [*fleet.delivery, more]})
-        elif one.part is not None:
-            fleet = _part_of(fleet, names, one.part)
-        elif one.no_more_from is not None:
-            fleet = _no_more(fleet, names, one.no_more_from)
-        elif one.gone_from is not None:
-            fleet = _gone(_no_more(fleet, names, one.gone_from), names, one.gone_from)
-    return _without_debts(fleet)
+    fleet, offers = scenario.fleet, scenario.offers
+    for text in side.changes:
+        for part in text.split(";"):
+            fleet, offers = _changed(fleet, offers, part.strip(), scenario.start)
+    if side.deliveries:
+        fleet = _replaced(fleet, side.deliveries)
+    for name in side.without_limits:
+        known = [] if offers is None else [one.name for one in offers.limit]
+        if offers is None or name not in known:
+            fix = strict.nearest(name, known, what="limits of the offers")
+            raise InputError("is no limit", key="without_limits", value=name, fix=fix)
+        kept = [one for one in offers.limit if one.name != name]
+        offers = offers.model_copy(update={"limit": kept})
+    return fleet, offers
 
 
-def concerns(one: Alteration, island: Island) -> bool:
-    """Whether a change is about an island."""
-    if one.island is not None:
-        return island.name == one.island
-    return one.chip is not None and facts.chip(one.chip).name == facts.chip(island.chip).name
+def _changed(
+    fleet: Fleet, offers: Offers | None, part: str, start: date
+) -> tuple[Fleet, Offers | None]:
+    """One change; what can no more be had is not on offer any more either."""
+    try:
+        end = whatif.ending(part, start)
+        if offers is not None and end is not None:
+            fewer = _ended(offers, *end)
+            if fewer is not offers:
+                offers = fewer
+                if not whatif.islands_of(fleet, end[0]):
+                    return fleet, offers
+        return whatif.changed(fleet, part, start=start), offers
+    except InputError as fault:
+        fault.key, fault.value = "change", part
+        raise
 
 
-def _part_of(fleet: Fleet, names: set[str], part: float) -> Fleet:
-    """The counts of these islands by a factor; what is taken away is rounded up."""
-
-    def less(change: Change, rounded: Callable[[float], int]) -> Change:
-        if change.island not in names:
-            return change
-        count = change.count
-        low, mid, high = (rounded(part * n) for n in (count.low, count.mid, count.high))
-        return change.model_copy(update={"count": Range(low=low, mid=mid, high=high)})
-
-    islands = [
-        one.model_copy(update={"nodes": int(part * one.nodes)}) if one.name in names else one
-        for one in fleet.island
-    ]
-    changes = {
-        "delivery": [less(one, math.floor) for one in fleet.delivery],
-        "withdrawal": [less(one, math.ceil) for one in fleet.withdrawal],
-    }
-    return fleet.model_copy(update={"island": islands, **changes})
-
-
-def _no_more(fleet: Fleet, names: set[str], day: date) -> Fleet:
-    """Without the deliveries of these islands from a day on."""
-    kept = [one for one in fleet.delivery if one.island not in names or one.date < day]
-    return fleet.model_copy(update={"delivery": kept})
+def _ended(offers: Offers, name: str, day: date) -> Offers:
+    """The offers without orders of a chip from a day on; the same ones if none is of the chip."""
+    try:
+        chip = facts.resolve_chip(name).name
+    except InputError:
+        return offers
+    if all(facts.chip(one.chip).name != chip for one in offers.offer):
+        return offers
+    last, kept = day - timedelta(days=1), []
+    for offer in offers.offer:
+        if facts.chip(offer.chip).name != chip:
+            kept.append(offer)
+        elif offer.since is None or offer.since <= last:
+            until = last if offer.until is None else min(last, offer.until)
+            kept.append(offer.model_copy(update={"until": until}))
+    if not kept:
+        raise InputError("leaves nothing on offer", fix="ask about fewer chips, or a later day")
+    return offers.model_copy(update={"offer": kept})
 
 
-def _gone(fleet: Fleet, names: set[str], day: date) -> Fleet:
-    """These islands are there until the day before, as if on a lease that ends."""
-
-    def ended(island: Island) -> Island:
-        if island.name not in names:
-            return island
-        lease = island.lease or Lease()
-        if lease.start is not None and lease.start >= day:
-            lease = Lease(end=NEVER, price=lease.price)
-        elif lease.end is None or lease.end > day:
-            lease = lease.model_copy(update={"end": day})
-        return island.model_copy(update={"lease": lease})
-
-    return fleet.model_copy(update={"island": [*map(ended, fleet.island)]})
-
-
-def _without_debts(fleet: Fleet) -> Fleet:
-    """The fleet with withdrawals of no more than there is on their days, by mid deliveries."""
-    have = {one.name: one.num_chips for one in fleet.island}
-    changes = [(one.date, 0, index, one) for index, one in enumerate(fleet.delivery)]
-    changes += [(one.date, 1, index, one) for index, one in enumerate(fleet.withdrawal)]
-    kept = list(fleet.withdrawal)
-    for _, taken, index, one in sorted(changes, key=lambda entry: entry[:3]):
-        if not taken:
-            have[one.island] += one.chips("mid")
-            continue
-        count, most = one.count, have[one.island]
-        if one.chips("mid") > most:
-            least = Range(low=min(count.low, most), mid=most, high=max(count.high, most))
-            kept[index] = one.model_copy(update={"count": least})
-        have[one.island] -= kept[index].chips("mid")
-    return fleet.model_copy(update={"withdrawal": kept})
+def _replaced(fleet: Fleet, arrivals: Sequence[Arrival]) -> Fleet:
+    """The fleet with these deliveries in place of all of the islands that they name."""
+    known = [one.name for one in fleet.island]
+    for index, one in enumerate(arrivals):
+        if one.island not in known:
+            key, fix = (
+                f"deliveries[{index}].island",
+                strict.nearest(one.island, known, what="islands"),
+            )
+            raise InputError("the fleet has no such island", key=key, value=one.island, fix=fix)
+    names = {one.island for one in arrivals}
+    kept = [one for one in fleet.delivery if one.island not in names]
+    new = [Change(date=one.date, island=one.island, count=one.count) for one in arrivals]
+    return whatif.within_stock(fleet.model_copy(update={"delivery": [*kept, *new]}))
 
 
-def changed_offers(offers: Offers, alterations: Sequence[Alteration]) -> Offers:
-    """The offers without those of chips that can no more be had from a day on, and without limits
-    that do not hold. InputError if nothing is left to be had.
+def alike(fleets: Sequence[Fleet]) -> list[Fleet]:
+    """The fleets with the islands of all of them, so that they share what is planned.
+
+    An island that a fleet lacks has no chips there. Fleets that know different islands by one name
+    stay as they are.
     """
-    for one in alterations:
-        if one.limit is not None:
-            limits = [limit for limit in offers.limit if limit.name != one.limit]
-            offers = offers.model_copy(update={"limit": limits})
-        day = one.no_more_from or one.gone_from
-        if one.chip is None or day is None:
-            continue
-        last, kept = day - timedelta(days=1), []
-        for offer in offers.offer:
-            if facts.chip(offer.chip).name != facts.chip(one.chip).name:
-                kept.append(offer)
-            elif offer.since is None or offer.since <= last:
-                until = last if offer.until is None else min(last, offer.until)
-                kept.append(offer.model_copy(update={"until": until}))
-        if not kept:
-            raise InputError(f"without {one.chip} nothing is offered any more")
-        offers = offers.model_copy(update={"offer": kept})
-    return offers
+    bare = {"nodes": 0, "lease": None}
+    islands: dict[str, Island] = {}
+    for fleet in fleets:
+        for one in fleet.island:
+            empty = one.model_copy(update=bare)
+            if islands.setdefault(one.name, empty) != empty:
+                return list(fleets)
+    found = []
+    for fleet in fleets:
+        own = {one.name: one for one in fleet.island}
+        every = [own.get(name, empty) for name, empty in islands.items()]
+        found.append(fleet.model_copy(update={"island": every}))
+    return found
 
 
 def with_orders(fleet: Fleet, offers: Offers, answer: Ordered | None) -> Fleet:

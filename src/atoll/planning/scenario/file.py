@@ -49,8 +49,9 @@ class ModelEntry(Noun):
 
 
 class Arrival(Noun):
-    """Chips that arrive on a day; a plain number is known exactly."""
+    """Chips that arrive at an island on a day; a plain number is known exactly."""
 
+    island: str
     date: Day = Field(examples=["2024-07-01"])
     count: Range
 
@@ -62,55 +63,44 @@ class Arrival(Noun):
         return value
 
 
-class Alteration(Noun):
-    """One thing that a question changes, of an island, of a chip, or of a limit of the offers.
-
-    `deliveries` stand in place of all deliveries of an island; `more` chips arrive at it on the day
-    `since` ("from" in the file); `part` of its chips is there, all its counts by that factor. From
-    `no_more_from` on no chip of the kind is delivered or offered; from `gone_from` on those that
-    are there leave too. `limit` names a limit of the offers that does not hold.
-    """
-
-    island: str | None = None
-    chip: str | None = None
-    limit: str | None = None
-    deliveries: list[Arrival] | None = Field(default=None, max_length=500)
-    more: int | None = Field(default=None, ge=1, le=10**8)
-    since: Day | None = Field(default=None, alias="from")
-    part: float | None = Field(default=None, ge=0, le=1)
-    no_more_from: Day | None = None
-    gone_from: Day | None = None
-
-    @model_validator(mode="after")
-    def _one_thing(self) -> Self:
-        whose = [key for key in ("island", "chip", "limit") if getattr(self, key) is not None]
-        if len(whose) != 1:
-            fix = 'name one of them: island = "ascend", chip = "h20", or limit = "domestic makers"'
-            raise InputError("changes something of one island, chip or limit", fix=fix)
-        keys = ("deliveries", "more", "part", "no_more_from", "gone_from")
-        given = [key for key in keys if getattr(self, key) is not None]
-        if self.limit is not None and (given or self.since is not None):
-            fix = f"leave {(given or ['from'])[0]} out"
-            raise InputError("a limit that is named here does not hold: nothing else", fix=fix)
-        if self.limit is None and len(given) != 1:
-            fix = "one of " + ", ".join(keys)
-            raise InputError("holds one change; write each one on its own", fix=fix)
-        if (self.more is None) != (self.since is None):
-            fix = "more = 10000, from = 2024-07-01"
-            raise InputError("`more` and `from` go together", fix=fix)
-        if self.chip is not None and given[0] in ("deliveries", "more"):
-            fix = "name the island to which they come"
-            raise InputError("chips arrive at an island", key="chip", value=self.chip, fix=fix)
-        return self
-
-
 class Question(Noun):
-    """What a change does to the days; with `given`, both sides are changed by that first."""
+    """What a change does to the days; with `given`, both sides are changed by that first.
+
+    Changes are the words of `atoll plan --what-if` (`atoll.planning.whatif`); "no more" and
+    "without" end offers of that chip too. `deliveries` stand in place of all deliveries of the
+    islands that they name, and `without_limits` names limits of the offers that do not hold.
+    """
 
     name: Label
     words: Words
-    given: list[Alteration] = Field(default=[], max_length=20)
-    change: list[Alteration] = Field(min_length=1, max_length=20)
+    given: str = Field(default="", max_length=1000)
+    change: str = Field(default="", max_length=1000)
+    deliveries: list[Arrival] = Field(default=[], max_length=500)
+    without_limits: list[str] = Field(default=[], max_length=100)
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if not (self.change or self.deliveries or self.without_limits):
+            fix = 'for example change = "+10000 west from 2024-07-01"'
+            raise InputError("a question changes something", key="change", fix=fix)
+        return self
+
+    def sides(self) -> tuple[Side, Side]:
+        """What is given, and that with the change."""
+        after = Side(
+            changes=tuple(one for one in (self.given, self.change) if one),
+            deliveries=tuple(self.deliveries), without_limits=tuple(self.without_limits),
+        )  # fmt: skip
+        return Side(changes=(self.given,) if self.given else ()), after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """All changes of a fleet and its offers on one side of a question; none: as it stands."""
+
+    changes: tuple[str, ...] = ()
+    deliveries: tuple[Arrival, ...] = ()
+    without_limits: tuple[str, ...] = ()
 
 
 class Ordering(Noun):
@@ -183,7 +173,7 @@ class Scenario:
 
 def load(path: Path | str) -> Scenario:
     """The scenario in a folder, or in the file itself. InputError for whatever is wrong in any of
-    its files, also for a question about an island, a chip or a limit that is not there.
+    its files but for questions about what is not there: `change` finds those.
     """
     path = Path(path)
     file = path / NAME if path.is_dir() else path
@@ -205,36 +195,6 @@ def load(path: Path | str) -> Scenario:
     asked = told.orders
     offers = Offers.load(named(asked.offers, "orders.offers")) if asked is not None else None
     recipe = Recipe.load(named(asked.recipe, "orders.recipe"), []) if asked is not None else None
-    scenario = Scenario(
+    return Scenario(
         file=file, told=told, fleet=fleet, recipes=recipes, offers=offers, order_recipe=recipe
     )
-    _require_known(scenario)
-    return scenario
-
-
-def _require_known(scenario: Scenario) -> None:
-    """InputError for a question about what neither the fleet nor the offers hold."""
-    fleet, offers = scenario.fleet, scenario.offers
-    chips = [one.chip for one in fleet.island]
-    limits: list[str] = []
-    if offers is not None:
-        chips += [one.chip for one in offers.offer]
-        limits = [one.name for one in offers.limit]
-    known = {
-        "island": [one.name for one in fleet.island],
-        "chip": list(dict.fromkeys(chips)),
-        "limit": limits,
-    }
-    for table in ("shortfall", "what_if"):
-        for index, question in enumerate(getattr(scenario.told, table)):
-            for list_name in ("given", "change"):
-                for place, one in enumerate(getattr(question, list_name)):
-                    for kind, names in known.items():
-                        value = getattr(one, kind)
-                        if value is not None and value not in names:
-                            key = f"{table}[{index}].{list_name}[{place}].{kind}"
-                            fix = strict.nearest(value, names, what=f"{kind}s of this scenario")
-                            message = f"the scenario has no such {kind}"
-                            raise InputError(
-                                message, file=scenario.file, key=key, value=value, fix=fix
-                            )

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from atoll import __version__
 from atoll.facts.rules import NO_ADVICE
 from atoll.planning.gantt import ABSENT, BUSY, CURVE, SPARE, calendar_picture
-from atoll.planning.ordertable import Told, order_rows, sections
+from atoll.planning.ordertable import order_rows, sections
 from atoll.planning.page import page, table
+from atoll.planning.purchase import Told
 from atoll.planning.report import pictured, section
 from atoll.planning.scenario import text
 from atoll.planning.scenario.pictures import (

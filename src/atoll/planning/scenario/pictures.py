@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from atoll.planning.calendar import DAY, Calendar
-from atoll.planning.ordertable import Told
 from atoll.planning.pictures import LABEL, SMALL, axis
+from atoll.planning.purchase import Told
 from atoll.planning.scenario.study import Effect, Study
 from atoll.planning.scenario.text import moved_text, signed_days, spent_by_month, spent_by_seller
 from atoll.planning.svg import Drawing, fit, ink_on, text_width, ticks

@@ -9,7 +9,7 @@ solve, whose aim is that of the scenario's orders; there days may move either wa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal
@@ -18,13 +18,10 @@ from atoll.errors import InputError
 from atoll.fleet import Fleet
 from atoll.planning.calendar import DAY, WHICH, Calendar, Period, Rates, calendar_from, run_through
 from atoll.planning.draws import draw
-from atoll.planning.orders import orders
-from atoll.planning.ordertable import Told
-from atoll.planning.placing import allowed
 from atoll.planning.planner import Asked
-from atoll.planning.rates import case_of, flops_a_token, together
-from atoll.planning.scenario.change import changed, changed_offers, with_orders
-from atoll.planning.scenario.file import Alteration, Question, Scenario
+from atoll.planning.purchase import Told, purchase
+from atoll.planning.scenario.change import alike, changed, with_orders
+from atoll.planning.scenario.file import Question, Scenario, Side
 from atoll.planning.shortage import NoOrders
 from atoll.recipe import Recipe
 from atoll.supply import Which
@@ -43,14 +40,12 @@ AVAILABLE = 0.9
 class Variant:
     """A fleet over time, with what is ordered for it; `why` nothing is, where something was asked.
 
-    `told` is None without an offers file, and where no orders are enough. `refused` are chips that
-    rules keep out, with the rule.
+    `told` is None without an offers file, and where no orders are enough.
     """
 
     fleet: Fleet
     told: Told | None = None
     why: str = ""
-    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,26 +120,31 @@ def study(
     say = tell or (lambda _: None)
     told = scenario.told
     asked = replace(asked or Asked(), day=scenario.start)
-    questions: list[tuple[Kind, Question]] = [("shortfall", one) for one in told.shortfall]
-    questions += [("what_if", one) for one in told.what_if]
-    sides = {_key(()): (), **dict(side for _, one in questions for side in _sides(one))}
-    variants = {}
-    for number, (key, alterations) in enumerate(sides.items()):
+    questions: list[tuple[Kind, int, Question]] = []
+    questions += [("shortfall", number, one) for number, one in enumerate(told.shortfall)]
+    questions += [("what_if", number, one) for number, one in enumerate(told.what_if)]
+    sides = {repr(Side()): (Side(), "")}
+    for kind, number, question in questions:
+        for side in question.sides():
+            sides.setdefault(repr(side), (side, f"{kind}[{number}]"))
+    variants = []
+    for number, (side, key) in enumerate(sides.values()):
         if scenario.offers is not None:
             say(f"orders, {number + 1} of {len(sides)}")
-        variants[key] = _variant(scenario, alterations, asked, seconds)
+        variants.append(_variant(scenario, side, key, asked, seconds))
+    fleets = alike([one.fleet for one in variants])
+    place = {name: number for number, name in enumerate(sides)}
     found = []
     for entry, recipe in zip(told.model, scenario.recipes, strict=True):
         say(f"{entry.label}: {len(variants)} fleets")
-        courses = _calendars(recipe, variants, asked, scenario.start)
+        courses = _calendars(recipe, fleets, asked, scenario.start)
         if draws:
             say(f"{entry.label}: {draws:,} draws")
-            drawn = draw(courses[_key(())], number=draws, seed=seed)
-            courses[_key(())] = replace(courses[_key(())], draws=drawn)
+            courses[0] = replace(courses[0], draws=draw(courses[0], number=draws, seed=seed))
         found.append(courses)
     effects = []
-    for kind, question in questions:
-        before, after = (key for key, _ in _sides(question))
+    for kind, _, question in questions:
+        before, after = (place[repr(side)] for side in question.sides())
         effects.append(
             Effect(
                 kind=kind, question=question, before=variants[before], after=variants[after],
@@ -153,48 +153,34 @@ def study(
             )
         )  # fmt: skip
     return Study(
-        scenario=scenario, asked=asked, base=variants[_key(())],
-        calendars=tuple(one[_key(())] for one in found), effects=tuple(effects),
-        plans=sum(len(one[_key(())].rates.known) for one in found),
+        scenario=scenario, asked=asked, base=variants[0],
+        calendars=tuple(one[0] for one in found), effects=tuple(effects),
+        plans=sum(len(one[0].rates.known) for one in found),
     )  # fmt: skip
 
 
-def _key(alterations: Sequence[Alteration]) -> str:
-    """What tells one list of changes from another."""
-    return "; ".join(one.model_dump_json() for one in alterations)
-
-
-def _sides(question: Question) -> tuple[tuple[str, tuple[Alteration, ...]], ...]:
-    """The two sides of a question: what is given, and that with the change."""
-    given, both = tuple(question.given), (*question.given, *question.change)
-    return (_key(given), given), (_key(both), both)
-
-
-def _variant(
-    scenario: Scenario, alterations: Sequence[Alteration], asked: Asked, seconds: float
-) -> Variant:
-    """The fleet with some changes, and what is then ordered for it."""
-    fleet, refused = changed(scenario.fleet, alterations), tuple[tuple[str, str], ...]()
-    if asked.rules is not None:
-        fleet, refused = allowed(fleet, asked.rules, scenario.start)
-    ordering, recipe = scenario.told.orders, scenario.order_recipe
-    if scenario.offers is None or ordering is None or recipe is None:
-        return Variant(fleet=fleet, refused=refused)
-    all_offers, why, told = scenario.offers, "", None
+def _variant(scenario: Scenario, side: Side, key: str, asked: Asked, seconds: float) -> Variant:
+    """The fleet of one side of the question `key`, and what is then ordered for it."""
     try:
-        offers = changed_offers(all_offers, alterations)
-        case, rates = case_of(recipe, fleet, offers, asked, at=ordering.at)
-        answer = orders(case, goal=ordering.goal, by=ordering.by, seconds=seconds)
-        told = Told(
-            answer=answer, rates=rates, flops_a_token=flops_a_token(recipe),
-            together=together(recipe, fleet, answer, asked) if ordering.at is None else None,
+        fleet, offers = changed(scenario, side)
+    except InputError as fault:
+        fault.file, fault.key = str(scenario.file), f"{key}.{fault.key}"
+        raise
+    ordering, recipe = scenario.told.orders, scenario.order_recipe
+    if scenario.offers is None or offers is None or ordering is None or recipe is None:
+        return Variant(fleet=fleet)
+    why, told = "", None
+    try:
+        told = purchase(
+            recipe, fleet, offers, asked, goal=ordering.goal, by=ordering.by, at=ordering.at,
+            seconds=seconds,
         )  # fmt: skip
     except NoOrders as fault:
         why = str(fault)
     except InputError as fault:
         raise _named(fault, scenario) from None
-    fleet = with_orders(fleet, all_offers, None if told is None else told.answer)
-    return Variant(fleet=fleet, told=told, why=why, refused=refused)
+    fleet = with_orders(fleet, scenario.offers, None if told is None else told.answer)
+    return Variant(fleet=fleet, told=told, why=why)
 
 
 def _named(fault: InputError, scenario: Scenario) -> InputError:
@@ -212,21 +198,16 @@ def _named(fault: InputError, scenario: Scenario) -> InputError:
 
 
 def _calendars(
-    recipe: Recipe, variants: Mapping[str, Variant], asked: Asked, start: date
-) -> dict[str, Calendar]:
+    recipe: Recipe, fleets: Sequence[Fleet], asked: Asked, start: date
+) -> list[Calendar]:
     """The run on every fleet; gone through until no plan is new, so that all know the same."""
-    known: Rates | None = None
-    asked = replace(asked, rules=None)  # they were asked about every chip of every fleet
-    while True:
-        before = 0 if known is None else len(known.known)
-        found = {}
-        for key, variant in variants.items():
-            rates = Rates(recipe, variant.fleet, asked, known=known)
-            known = known or rates
-            found[key] = calendar_from(rates, start)
-        assert known is not None, "there is the scenario as it stands"
-        if len(known.known) == before:
-            return found
+    known, before = Rates(recipe, fleets[0], asked), -1
+    found: list[Calendar] = []
+    while len(known.known) != before:
+        before = len(known.known)
+        rates = [Rates(recipe, fleet, asked, known=known) for fleet in fleets]
+        found = [calendar_from(one, start) for one in rates]
+    return found
 
 
 def by_hand(calendar: Calendar) -> float | None:

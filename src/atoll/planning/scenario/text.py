@@ -9,9 +9,9 @@ from typing import Any
 from atoll.facts.rules import NO_ADVICE
 from atoll.planning.calendar import DAY, WHICH, Calendar
 from atoll.planning.orders import by_budget, largest_model
-from atoll.planning.ordertable import Told
 from atoll.planning.ordertable import as_json as orders_json
 from atoll.planning.programme import Programme
+from atoll.planning.purchase import Told
 from atoll.planning.scenario.study import AVAILABLE, HAND, Effect, Kind, Study, by_hand
 from atoll.units import format_bytes, format_count, format_seconds
 
@@ -136,7 +136,9 @@ def spent_by_seller(told: Told) -> list[Spent]:
         parts = sorted(((name, size) for name, size in spent.items() if size > 0),
                        key=lambda part: (part[0] not in first, -part[1]))  # fmt: skip
         shares = []
-        for limit in limits if parts else ():
+        for limit in limits:
+            if not any(spent.get(name, 0.0) > 0 for name in limit.sellers):
+                continue  # it is kept by other money than this
             share = limit.at_least if limit.at_least is not None else limit.at_most
             word = "at least" if limit.at_least is not None else "at most"
             assert share is not None
@@ -351,8 +353,7 @@ def notes(study: Study) -> list[str]:
         if period is not None and period.rated.rate() > 0:
             days = 1e12 / period.rated.rate()
             found.append(f"{label}: each further 1 T tokens {format_seconds(days)} at first speed")
-        found += [f"{label}: {note}" for note in one.notes if "need" in note or "never" in note]
-    found += [f"refused: {what}: {why}" for what, why in study.base.refused]
+        found += [f"{label}: {note}" for note in one.notes if note.startswith("left out: ")]
     if study.base.told is not None:
         found.append("days after a change are those on what would be ordered then")
     return [*found, *study.scenario.told.limits, NO_ADVICE]

@@ -1,0 +1,456 @@
+"""The built-in engine: one thread computes many requests at a time; event loops get the tokens.
+
+The life of a request:
+1. `submit`, in an event loop: checked, counted against the queue's bound, handed to the thread.
+2. The thread gives it to the scheduler, which admits it when a slot and its memory are there.
+3. What earlier requests computed of its prompt is taken over; the rest is read in chunks, in the
+   same passes of the model in which others generate.
+4. After every pass a token is chosen for each request that is due one (modeling/sampling.py).
+5. Tokens go to the loop that submitted it, one call a pass; `async for` reads them there.
+6. It ends at a stop id, at its last token, by `cancel`, or with an error of its own; its memory is
+   available again before the next pass.
+
+What it is not: HTTP or text (api.py), or the order of things (scheduler.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from atoll.errors import InputError
+from atoll.modeling.inference import MIN_QUERIES, PAGE, ROW_COUNTS, Inference, Piece, page_bytes
+from atoll.modeling.loaded import Loaded
+from atoll.modeling.sampling import choose, log_probabilities, penalised, uniform
+from atoll.serving.cache import Pages
+from atoll.serving.request import (
+    Busy,
+    Closed,
+    Engine,
+    Finish,
+    FinishReason,
+    Load,
+    Request,
+    Stream,
+    Token,
+    TooLong,
+)
+from atoll.serving.scheduler import Scheduler, Step, Work
+
+MAX_ROWS = 64
+"""Tokens of a step: what a prompt's chunk may add to the time between two tokens of the others."""
+
+FIRST_GUESS = 1.0
+"""Seconds until a place is free, before anything was measured."""
+
+_log = logging.getLogger(__name__)
+
+
+def open_engine(
+    loaded: Loaded,
+    *,
+    device: Any = "cpu",
+    max_concurrency: int = 8,
+    memory: int | None = None,
+    max_queue: int = 64,
+    fast: bool = False,
+    threads: int | None = None,
+    page: int = PAGE,
+) -> BuiltIn:
+    """An engine that serves a model on one device, all memory taken and its thread running.
+
+    Args:
+        loaded: a model folder, a GGUF file or a run, as the readers return it.
+        device: a torch device or its name, as a backend's ``device`` gives it.
+        max_concurrency: requests that are computed at a time.
+        memory: bytes of keys and values, the bound; None: as many as ``max_concurrency`` requests
+            of the model's whole context take, but at most a quarter of the memory that is free.
+        max_queue: requests that may wait; one more raises Busy.
+        fast: give up that a request's tokens do not depend on what else is being served.
+        threads: of torch on the host; None leaves it as it is.
+        page: positions of a page of keys and values.
+
+    Raises InputError if the memory does not hold one page, or for a model that is not computed.
+    """
+    import torch
+
+    if max_concurrency < 1:
+        raise InputError("must be at least 1", key="max_concurrency", value=max_concurrency)
+    if max_queue < 0:
+        raise InputError("must be at least 0", key="max_queue", value=max_queue)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = torch.device(device)
+    model = loaded.model
+    page = min(page, model.context)
+    size = page_bytes(model, page)
+    most = -(-model.context // page) * max_concurrency
+    num_pages = min(most, (_free_memory(place) // 4 if memory is None else memory) // size)
+    if num_pages < 1:
+        raise InputError(
+            f"holds not one page of {page} positions, which takes {size} bytes",
+            key="memory",
+            value=memory,
+            fix=f"Give at least {most // max_concurrency * size} bytes for one full context.",
+        )
+    inference = Inference(
+        model,
+        loaded.tensors,
+        device=place,
+        num_pages=num_pages,
+        page=page,
+        row_counts=range(1, MAX_ROWS + 1) if fast else ROW_COUNTS,
+        min_queries=1 if fast else MIN_QUERIES,
+    )
+    return BuiltIn(inference, max_concurrency=max_concurrency, max_queue=max_queue)
+
+
+def _free_memory(device: Any) -> int:
+    """Bytes free where keys and values will lie; a moderate guess where nobody says."""
+    from atoll import backends
+
+    backend = backends.here() if device.type != "cpu" else backends.named("cpu")
+    free = backend.memory(device.index or 0).free
+    return 1 << 30 if free is None else free
+
+
+class BuiltIn(Engine):
+    """The engine of `open_engine`. ``limit`` is the tokens of prompt and answer together."""
+
+    def __init__(self, inference: Inference, *, max_concurrency: int, max_queue: int) -> None:
+        model = inference.model
+        pages = Pages(inference.num_pages, inference.page)
+        self.limit = min(model.context, inference.num_pages * inference.page)
+        self._vocab = model.resolved_vocab
+        self._page_bytes = page_bytes(model, inference.page)
+        self._inference = inference
+        self._max_queue = max_queue
+        self._scheduler = Scheduler(
+            pages, max_running=max_concurrency, max_rows=max(MAX_ROWS, 2 * max_concurrency)
+        )
+        # All below is shared between threads and read or written under the lock.
+        self._wake = threading.Condition()
+        self._arrived: deque[_Stream] = deque()
+        self._cancelled: deque[_Stream] = deque()
+        self._live: set[_Stream] = set()
+        self._num_waiting = 0  # arrived or queued in the scheduler
+        self._closing = False
+        self._failure = ""
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        self._load = Load()
+        self._between_ends = FIRST_GUESS
+        self._last_end: float | None = None
+        # Of the engine's thread alone.
+        self._streams: dict[Work, _Stream] = {}
+        self._thread = threading.Thread(target=self._run, name="atoll-engine", daemon=True)
+        self._thread.start()
+
+    # -- for callers --------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Stream:
+        """Take a request in; call it inside a running event loop.
+
+        Raises Busy, TooLong, Closed; InputError for an empty prompt, an id that the model does not
+        have, or a setting out of range.
+        """
+        self._check(request)
+        stream = _Stream(self, request, asyncio.get_running_loop())
+        with self._wake:
+            if self._failure:
+                raise Closed(f"the engine has stopped: {self._failure}")
+            if self._closing:
+                raise Closed("the engine is closing")
+            free = self._scheduler.max_running - (len(self._live) - self._num_waiting)
+            if self._num_waiting >= self._max_queue + max(0, free):
+                raise Busy(
+                    f"{self._num_waiting} requests are waiting already",
+                    retry_after=self._between_ends,
+                )
+            self._num_waiting += 1
+            self._live.add(stream)
+            self._arrived.append(stream)
+            self._wake.notify()
+        return stream
+
+    def load(self) -> Load:
+        """What it is doing; safe from any thread."""
+        with self._wake:
+            return Load(
+                running=len(self._live) - self._num_waiting,
+                queued=self._num_waiting,
+                slots=self._scheduler.max_running,
+                cache_used=self._load.cache_used,
+                cache_kept=self._load.cache_kept,
+                cache_size=self._scheduler.pages.num_pages * self._page_bytes,
+                prompt_tokens=self._counts["prompt"],
+                cached_tokens=self._counts["cached"],
+                generated_tokens=self._counts["generated"],
+                steps=self._counts["steps"],
+                finished=dict(self._finished),
+                failure=self._failure,
+            )
+
+    def close(self, grace: float = 0.0) -> None:
+        """Take in nothing more, let requests end for ``grace`` seconds, then cancel the rest.
+
+        Blocks until the thread has ended: in an event loop call it by ``asyncio.to_thread``.
+        """
+        until = time.monotonic() + grace
+        with self._wake:
+            self._closing = True
+            while self._live and not self._failure and (left := until - time.monotonic()) > 0:
+                self._wake.wait(left)
+            self._cancelled.extend(self._live)
+            self._wake.notify_all()
+        self._thread.join()
+
+    def cancel(self, stream: _Stream) -> None:
+        """End a stream, if it still goes on; safe from any thread."""
+        with self._wake:
+            if stream in self._live:
+                self._cancelled.append(stream)
+                self._wake.notify_all()
+
+    def _check(self, request: Request) -> None:
+        prompt, sampling = request.prompt, request.sampling
+        if not len(prompt):
+            raise InputError("the prompt has no tokens", fix="Give at least one token.")
+        outside = [item for item in prompt if not 0 <= item < self._vocab]
+        if outside:
+            raise InputError(
+                f"the model has {self._vocab} tokens", key="token id", value=outside[0]
+            )
+        bounds = {
+            "max_tokens": (sampling.max_tokens >= 1, "at least 1"),
+            "temperature": (0.0 <= sampling.temperature < float("inf"), "at least 0"),
+            "top_k": (sampling.top_k >= 0, "at least 0"),
+            "top_p": (0.0 < sampling.top_p <= 1.0, "above 0 and at most 1"),
+            "min_p": (0.0 <= sampling.min_p <= 1.0, "from 0 to 1"),
+            "presence_penalty": (abs(sampling.presence_penalty) < float("inf"), "a number"),
+            "frequency_penalty": (abs(sampling.frequency_penalty) < float("inf"), "a number"),
+            "top_logprobs": ((sampling.top_logprobs or 0) >= 0, "at least 0"),
+        }
+        for key, (fits, wanted) in bounds.items():
+            if not fits:
+                raise InputError(f"must be {wanted}", key=key, value=getattr(sampling, key))
+        if len(prompt) + sampling.max_tokens > self.limit:
+            raise TooLong(prompt=len(prompt), max_tokens=sampling.max_tokens, limit=self.limit)
+
+    # -- the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """The thread's life. An exception here is a bug of ours: all streams end and say so."""
+        try:
+            while self._take_in():
+                self._pass()
+        except BaseException as error:
+            _log.exception("the engine's thread has failed")
+            with self._wake:
+                self._failure = f"{type(error).__name__}: {error}"
+                for stream in self._live:
+                    stream.end("error", f"the engine failed: {self._failure}")
+                    self._finished["error"] += 1
+                self._deliver(list(self._live))
+                self._live.clear()
+                self._num_waiting = 0
+                self._wake.notify_all()
+
+    def _take_in(self) -> bool:
+        """Wait for something to do and take in what came; False when all is over."""
+        with self._wake:
+            while not (self._arrived or self._cancelled or self._streams):
+                if self._closing and not self._live:
+                    return False
+                self._wake.wait()
+            arrived, self._arrived = self._arrived, deque()
+            cancelled, self._cancelled = self._cancelled, deque()
+        for stream in arrived:
+            self._streams[stream.work] = stream
+            self._scheduler.add(stream.work)
+        for stream in cancelled:
+            if stream.work in self._streams:
+                self._end(stream, "cancelled")
+        self._settle([*cancelled])
+        return True
+
+    def _pass(self) -> None:
+        """One step: the model once, a token for everyone who is due one."""
+        step = self._scheduler.next()
+        if not step.turns:
+            return
+        for order in step.orders:
+            if isinstance(order, int):
+                self._inference.copy(order, order, 0)
+            else:
+                self._inference.copy(*order)
+        pieces = [
+            Piece(t.work.pages, t.first, t.work.tokens[t.first : t.last], t.wanted)
+            for t in step.turns
+        ]
+        logits = self._inference.step(pieces)
+        self._scheduler.done(step)
+        self._count(step)
+        due = [self._streams[turn.work] for turn in step.turns if turn.wanted]
+        for stream, row in zip(due, logits, strict=True):
+            self._advance(stream, row)
+        self._settle(due)
+
+    def _advance(self, stream: _Stream, logits: npt.NDArray[np.float32]) -> None:
+        """Choose a request's next token. What goes wrong here is that request's error alone."""
+        try:
+            token = stream.choose(logits)
+        except Exception as error:
+            self._end(stream, "error", str(error) or type(error).__name__)
+            return
+        if token is None:
+            self._end(stream, "stop")
+            return
+        stream.work.tokens.append(token.id)
+        stream.events.append(token)
+        if stream.num_generated == stream.request.sampling.max_tokens:
+            self._end(stream, "length")
+
+    def _end(self, stream: _Stream, reason: FinishReason, message: str = "") -> None:
+        self._scheduler.remove(stream.work, keep=reason != "error")
+        del self._streams[stream.work]
+        stream.end(reason, message)
+
+    def _count(self, step: Step) -> None:
+        """Add a step to the counts; requests that have started no longer wait."""
+        with self._wake:
+            for turn in step.turns:
+                self._counts["prompt"] += max(0, min(turn.last, turn.work.num_prompt) - turn.first)
+            for turn in step.turns:
+                stream = self._streams[turn.work]
+                if not stream.started:
+                    stream.started = True
+                    self._num_waiting -= 1
+                    self._counts["cached"] += turn.work.num_cached
+            self._counts["steps"] += 1
+
+    def _settle(self, streams: list[_Stream]) -> None:
+        """Hand out what a pass has found, and count the streams that ended."""
+        used, kept = self._scheduler.num_used, self._scheduler.pages.num_kept
+        with self._wake:
+            for stream in streams:
+                self._counts["generated"] += sum(isinstance(e, Token) for e in stream.events)
+                if stream.finish is None or stream not in self._live:
+                    continue
+                self._live.remove(stream)
+                self._finished[stream.finish.reason] += 1
+                if not stream.started:
+                    self._num_waiting -= 1
+                self._measure_end()
+                self._wake.notify_all()
+            self._load = Load(
+                cache_used=used * self._page_bytes, cache_kept=kept * self._page_bytes
+            )
+        self._deliver(streams)
+
+    def _measure_end(self) -> None:
+        """Update the mean time between two ends while requests wait: what Busy says."""
+        now = time.monotonic()
+        if self._last_end is not None and self._num_waiting:
+            self._between_ends += 0.2 * (now - self._last_end - self._between_ends)
+        self._last_end = now
+
+    @staticmethod
+    def _deliver(streams: list[_Stream]) -> None:
+        """Give events to the loops, one call for each loop; a loop that is closed needs none."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, list[Token | Finish]]]] = {}
+        for stream in streams:
+            if stream.events:
+                events, stream.events = stream.events, []
+                by_loop.setdefault(stream.loop, []).append((stream, events))
+        for loop, deliveries in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_hand_over, deliveries)
+            except RuntimeError:
+                _log.debug("a loop was closed with requests running")
+
+
+def _hand_over(deliveries: list[tuple[_Stream, list[Token | Finish]]]) -> None:
+    """In the loop: put events where the readers wait."""
+    for stream, events in deliveries:
+        for event in events:
+            stream.queue.put_nowait(event)
+
+
+class _Stream(Stream):
+    """A request that was taken in: read in its loop, filled by the engine's thread."""
+
+    def __init__(self, engine: BuiltIn, request: Request, loop: asyncio.AbstractEventLoop) -> None:
+        sampling = request.sampling
+        self.request, self.loop = request, loop
+        self.work = Work(list(request.prompt), sampling.max_tokens, request.client)
+        self.queue: asyncio.Queue[Token | Finish] = asyncio.Queue()
+        self.events: list[Token | Finish] = []  # found, not yet handed over
+        self.finish: Finish | None = None
+        self.started = False
+        self._engine = engine
+        self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        self._counts: Counter[int] = Counter()
+        self._read_to_the_end = False
+
+    async def __aiter__(self) -> AsyncIterator[Token | Finish]:
+        while not self._read_to_the_end:
+            event = await self.queue.get()
+            self._read_to_the_end = isinstance(event, Finish)
+            yield event
+
+    def cancel(self) -> None:
+        """Give the request's slot and memory back; safe from any thread, more than once."""
+        self._engine.cancel(self)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens so far."""
+        return len(self.work.tokens) - self.work.num_prompt
+
+    def end(self, reason: FinishReason, message: str = "") -> None:
+        """Add the last event."""
+        if self.finish is None:
+            self.finish = Finish(reason, message, self.work.num_cached)
+            self.events.append(self.finish)
+
+    def choose(self, row: npt.NDArray[np.float32]) -> Token | None:
+        """The next token, None at a stop id. A function of logits, seed and position only."""
+        sampling, constraint = self.request.sampling, self.request.constraint
+        if not np.isfinite(row).all():
+            raise InputError("the model's logits are not finite: its weights are damaged")
+        logits = row.astype(np.float64)
+        changed = penalised(
+            logits, self._counts, sampling.presence_penalty, sampling.frequency_penalty
+        )
+        allowed = None if constraint is None else constraint.allowed()
+        if allowed is not None:
+            if len(allowed) != len(logits) or not allowed.any():
+                raise InputError("the constraint allows no token of this model")
+            changed = np.where(allowed, changed, -np.inf)
+        point = uniform(self._seed, self.num_generated)
+        chosen = choose(
+            changed,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            point,
+            min_p=sampling.min_p,
+        )
+        if chosen in sampling.stop_ids:
+            return None
+        if constraint is not None:
+            constraint.advance(chosen)
+        self._counts[chosen] += 1
+        if sampling.top_logprobs is None:
+            return Token(chosen)
+        return Token(chosen, *log_probabilities(logits, chosen, sampling.top_logprobs))
