@@ -7,7 +7,6 @@ two sites.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -15,19 +14,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from atoll import facts, strict, units
+from atoll import facts, strict
 from atoll.digest import digest_of
 from atoll.errors import InputError
-from atoll.facts import countries
 from atoll.hours import Hours, parse_offset, require_hours
 from atoll.model import Count
+from atoll.site import HERE, Link, Name, Network, Site, paths, require_known
 from atoll.strict import Noun
 from atoll.supply import Change, Failures, Lease, Which
-
-HERE = "here"
-"""The site of islands that name none: the machine that runs the command."""
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
 
 
 def _known_chip(value: str) -> str:
@@ -43,123 +37,7 @@ def _known_chip(value: str) -> str:
     return value
 
 
-def _known_country(value: str) -> str:
-    """The code of a country; InputError if there is none."""
-    try:
-        return countries.country(value, key="")
-    except InputError as error:
-        error.key = None
-        raise
-
-
-Country = Annotated[str, AfterValidator(_known_country)]
 ChipName = Annotated[str, AfterValidator(_known_chip)]
-
-
-class Site(Noun):
-    """One place: where it is, whose it is, its power and uplink (as text with a unit).
-
-    `mode` is how its chips are had; `owner_hq` and `operator_hq` are the countries (two letters)
-    of the headquarters of the owner's ultimate parent and of the operator. Rules ask for them.
-    `utc` is how far its clocks are ahead of UTC: "+08:00".
-    """
-
-    name: Name
-    country: str = ""
-    owner: str = ""
-    operator: str = ""
-    mode: Literal["buy", "own-abroad", "lease", "api"] | None = None
-    owner_hq: Country | None = None
-    operator_hq: Country | None = None
-    power: str | None = None
-    uplink: str | None = None
-    utc: str | None = None
-
-    @field_validator("power")
-    @classmethod
-    def _is_power(cls, value: str | None) -> str | None:
-        if value is not None:
-            units.parse_watts(value)
-        return value
-
-    @field_validator("utc")
-    @classmethod
-    def _is_offset(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_offset(value)
-        return value
-
-    @field_validator("uplink")
-    @classmethod
-    def _is_bandwidth(cls, value: str | None) -> str | None:
-        if value is not None:
-            units.parse_bandwidth(value)
-        return value
-
-
-class Link(Noun):
-    """The network between two sites; `bandwidth` and `latency` as text with a unit."""
-
-    between: list[str] = Field(min_length=2, max_length=2, examples=[["home", "johor"]])
-    bandwidth: str = Field(examples=["10 Gb/s"])
-    latency: str = Field(examples=["60 ms"])
-
-    @field_validator("bandwidth")
-    @classmethod
-    def _is_bandwidth(cls, value: str) -> str:
-        units.parse_bandwidth(value)
-        return value
-
-    @field_validator("latency")
-    @classmethod
-    def _is_time(cls, value: str) -> str:
-        units.parse_seconds(value)
-        return value
-
-    @property
-    def bytes_per_second(self) -> float:
-        """The bandwidth in bytes a second."""
-        return units.parse_bandwidth(self.bandwidth)
-
-    @property
-    def latency_seconds(self) -> float:
-        """The latency in seconds."""
-        return units.parse_seconds(self.latency)
-
-
-class Network(Noun):
-    """The network between the nodes of an island.
-
-    `bandwidth` is of one chip in one direction; both as text with a unit. Without `latency` a
-    planner takes its own.
-    """
-
-    bandwidth: str = Field(examples=["200 Gb/s"])
-    latency: str | None = None
-
-    @field_validator("bandwidth")
-    @classmethod
-    def _is_bandwidth(cls, value: str) -> str:
-        if units.parse_bandwidth(value) == 0:
-            raise InputError("must be more than 0", value=value, fix='for example "200 Gb/s"')
-        return value
-
-    @field_validator("latency")
-    @classmethod
-    def _is_time(cls, value: str | None) -> str | None:
-        if value is not None:
-            units.parse_seconds(value)
-        return value
-
-    @property
-    def bytes_per_second(self) -> float:
-        """The bandwidth of one chip in bytes a second."""
-        return units.parse_bandwidth(self.bandwidth)
-
-    @property
-    def latency_seconds(self) -> float | None:
-        """The latency in seconds, None where the file does not say."""
-        return None if self.latency is None else units.parse_seconds(self.latency)
 
 
 class Island(Noun):
@@ -246,18 +124,18 @@ class Fleet(Noun):
         strict.unique("island", (island.name for island in self.island))
         sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
         for index, island in enumerate(self.island):
-            _known(island.site, sites, key=f"island[{index}].site", what="sites")
+            require_known(island.site, sites, key=f"island[{index}].site", what="sites")
             self._require_clock(island, index)
         for index, link in enumerate(self.link):
             for end in link.between:
-                _known(end, sites, key=f"link[{index}].between", what="sites")
+                require_known(end, sites, key=f"link[{index}].between", what="sites")
             if link.between[0] == link.between[1]:
                 message, key = "joins a site to itself", f"link[{index}].between"
                 raise InputError(message, key=key, value=link.between, fix="name two sites")
         names = [island.name for island in self.island]
         for table, changes in (("delivery", self.delivery), ("withdrawal", self.withdrawal)):
             for index, change in enumerate(changes):
-                _known(change.island, names, key=f"{table}[{index}].island", what="islands")
+                require_known(change.island, names, key=f"{table}[{index}].island", what="islands")
         expected = {change.island for change in self.delivery}
         for index, island in enumerate(self.island):
             if island.nodes == 0 and island.name not in expected:
@@ -398,37 +276,14 @@ class Fleet(Noun):
     def path(self, a: str, b: str) -> tuple[float, float] | None:
         """(bytes a second, seconds of latency) from one site to another; None inside a site.
 
-        The way with the greatest bandwidth, which is that of its narrowest part, and among those
-        the one with the least latency; it may lead through other sites. No way carries more than
-        the uplink of a site that it touches. InputError if no links join the two.
+        The way with the greatest bandwidth, and among those the one with the least latency; see
+        `paths`.
         """
         return next(iter(self.paths(a, b)), None)
 
     def paths(self, a: str, b: str) -> list[tuple[float, float]]:
-        """All ways worth taking as `path` gives them, widest first: each narrower one is quicker.
-
-        Empty inside a site. InputError if no links join the two.
-        """
-        sites = [HERE, *(site.name for site in self.site if site.name != HERE)]
-        for name in (a, b):
-            _known(name, sites, key="link.between", what="sites")
-        if a == b:
-            return []
-        uplinks = {one.name: units.parse_bandwidth(one.uplink) for one in self.site if one.uplink}
-        edges = []
-        for link in self.link:
-            ends = [uplinks[end] for end in link.between if end in uplinks]
-            edges.append((min([link.bytes_per_second, *ends]), link))
-        found: list[tuple[float, float]] = []
-        for width in sorted({capacity for capacity, _ in edges}, reverse=True):
-            wide = [link for capacity, link in edges if capacity >= width > 0]
-            latency = _least_latency(wide, *sorted((a, b)))  # the same both ways
-            if latency is not None and (not found or latency < found[-1][1] * (1.0 - 1e-9)):
-                found.append((width, latency))
-        if not found:
-            fix = f'add a [[link]] with between = ["{a}", "{b}"], or links that lead there'
-            raise InputError(f"no link leads from {a} to {b}", key="link", fix=fix)
-        return found
+        """All ways worth taking, as `atoll.site.paths`."""
+        return paths(self.site, self.link, a, b)
 
 
 def _with_chip_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -445,30 +300,6 @@ def with_chip_file(table: Any, folder: Path) -> Any:
     if isinstance(chip, str) and facts.is_chip_file(chip) and "\0" not in chip:
         return {**table, "chip": str((folder / chip).resolve())}
     return table
-
-
-def _least_latency(links: list[Link], a: str, b: str) -> float | None:
-    """Seconds over the quickest chain of links from a to b, None if there is none (Dijkstra)."""
-    queue, seen = [(0.0, a)], set()
-    while queue:
-        latency, here = heapq.heappop(queue)
-        if here == b:
-            return latency
-        if here in seen:
-            continue
-        seen.add(here)
-        for link in links:
-            if here in link.between:
-                there = link.between[here == link.between[0]]
-                heapq.heappush(queue, (latency + link.latency_seconds, there))
-    return None
-
-
-def _known(name: str, names: list[str], *, key: str, what: str) -> None:
-    """InputError with the nearest name if `name` is not among `names`."""
-    if name not in names:
-        fix = strict.nearest(name, names, what=what)
-        raise InputError(f"is none of the {what} of this file", key=key, value=name, fix=fix)
 
 
 def _possible_shares(shares: Shares, islands: list[Island]) -> None:

@@ -16,10 +16,11 @@ from pydantic import Field, field_validator, model_validator
 from atoll import strict
 from atoll.digest import canonical_json
 from atoll.errors import InputError
-from atoll.fleet import ChipName, Fleet, Name, Shares
+from atoll.fleet import ChipName, Fleet, Shares
 from atoll.hours import Hours
 from atoll.model import Count
 from atoll.recipe import Recipe
+from atoll.site import Name
 from atoll.strict import SCHEMA, Noun
 
 AXES = ("dp", "tp", "pp", "cp", "ep")

@@ -12,10 +12,10 @@ from atoll import facts, strict
 from atoll.errors import InputError
 from atoll.facts import Chip
 from atoll.facts.rules import Class, Rule, rule_set, rules
-from atoll.fleet import Site
 from atoll.planning.rules import Case, Verdict, classes_of, judge, placement
 from atoll.planning.ruling import lines
 from atoll.planning.thresholds import Measures, in_class, measures_of, room
+from atoll.site import Site
 
 
 def day(text: str) -> datetime.date:

@@ -15,6 +15,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("units", "digest", "strict"),
     ("facts", "model", "supply", "hours"),
+    ("site",),
     ("fleet", "recipe"),
     ("plan", "run"),
     ("backends", "data", "crew", "planning", "history"),
@@ -27,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 """From the top: each part may import from any row above its own; neighbours never."""
 
 PURE = (
-    *("errors", "units", "digest", "strict", "facts", "model", "supply", "hours"),
+    *("errors", "units", "digest", "strict", "facts", "model", "supply", "hours", "site"),
     *("fleet", "recipe"),
     *("plan", "run", "history"),
 )

@@ -13,11 +13,12 @@ from datetime import date, timedelta
 from atoll import facts
 from atoll.errors import InputError
 from atoll.facts.rules import NO_ADVICE
-from atoll.fleet import Fleet, Site
+from atoll.fleet import Fleet
 from atoll.planning.case import Closed
 from atoll.planning.offers import Offer, Offers
 from atoll.planning.placing import Chosen, Span, allowed, is_bought, short_of, spans
 from atoll.planning.rules import LEASED
+from atoll.site import Site
 
 MOST_NOTES = 6
 

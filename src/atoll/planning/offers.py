@@ -22,7 +22,8 @@ from pydantic import (
 from atoll import strict, units
 from atoll.errors import InputError
 from atoll.facts.rules import Mode
-from atoll.fleet import ChipName, Country, Name, Network, with_chip_file
+from atoll.fleet import ChipName, with_chip_file
+from atoll.site import Country, Name, Network
 from atoll.strict import Noun
 from atoll.supply import Day, Which
 

@@ -13,8 +13,9 @@ from atoll import facts
 from atoll.errors import AtollError, InputError
 from atoll.facts import Chip
 from atoll.facts.rules import NO_ADVICE, REFUSED, Result, Rule, change_days
-from atoll.fleet import Fleet, Island, Site
+from atoll.fleet import Fleet, Island
 from atoll.planning.rules import Verdict, binding_notes, placement
+from atoll.site import Site
 from atoll.supply import Change, Range
 
 

@@ -14,13 +14,14 @@ from typing import Any
 
 from atoll import facts, units
 from atoll.errors import AtollError, InputError
-from atoll.fleet import HERE, Fleet, Island, Network
+from atoll.fleet import Fleet, Island
 from atoll.planning.case import Case, Closed, OwnChange
 from atoll.planning.offers import Offer, Offers
 from atoll.planning.orders import Ordered
 from atoll.planning.planner import Asked, model_of, plan
 from atoll.planning.work import Shape
 from atoll.recipe import Recipe
+from atoll.site import HERE, Network
 from atoll.strict import nearest
 from atoll.supply import Which
 

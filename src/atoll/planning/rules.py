@@ -15,8 +15,8 @@ from atoll.errors import InputError
 from atoll.facts import Chip
 from atoll.facts.countries import country, expanded, maker_country
 from atoll.facts.rules import REFUSED, SEVERITY, Class, Mode, Outcome, Result, Rule
-from atoll.fleet import Site
 from atoll.planning.thresholds import End, every, in_class, measures_of, some, unknowns
+from atoll.site import Site
 
 HQ = "the headquarters of the owner's ultimate parent (--hq)"
 OWNER = "who owns the leased chips: the headquarters of the owner's ultimate parent (--owner)"

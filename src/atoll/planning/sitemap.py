@@ -13,9 +13,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from atoll.errors import InputError
-from atoll.fleet import Fleet, Island, Link
+from atoll.fleet import Fleet, Island
 from atoll.planning.segments import used_chips
 from atoll.planning.svg import Drawing, fit, text_width, wrap
+from atoll.site import Link
 from atoll.units import parse_bandwidth
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from atoll.crew import wire
 from atoll.crew.local import LocalCrew
 from atoll.crew.ray import Need, RayCrew, require_package
 from atoll.errors import InputError
-from atoll.fleet import HERE
 from atoll.hours import Hours
 from atoll.plan import PlanIsland
+from atoll.site import HERE
 from atoll.training.display import Display
 from atoll.training.exchange import serve_store
 from atoll.training.membership import Crewed

@@ -14,9 +14,10 @@ from atoll import facts
 from atoll.errors import InputError
 from atoll.facts import Chip
 from atoll.facts.launchers import launchers
-from atoll.fleet import HERE, Fleet, Island
+from atoll.fleet import Fleet, Island
 from atoll.plan import Plan, PlanIsland
 from atoll.planning.emit.part import refuse_unless
+from atoll.site import HERE
 
 HOST = "cpu"
 """The stack whose islands are one process, with their lanes as threads."""
