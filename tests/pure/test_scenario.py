@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.pure.test_plan_command import RECIPE
 
@@ -532,7 +532,8 @@ def test_the_page_holds_every_part_and_loads_nothing(small, bought) -> None:
 
 def test_a_page_escapes_what_a_file_says(tmp_path) -> None:
     nasty = '<b onclick="x">&'
-    told = SCENARIO[: SCENARIO.index("[[shortfall]]")].replace("A small one", nasty.replace('"', '\\"'))
+    told = SCENARIO[: SCENARIO.index("[[shortfall]]")]
+    told = told.replace("A small one", nasty.replace('"', '\\"'))
     page = report_of([study(load(files(tmp_path, told)), draws=0)])
     root = parsed(page)
     assert [one.text for one in root.iter("h1")] == [nasty]

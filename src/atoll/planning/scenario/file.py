@@ -15,9 +15,10 @@ from pydantic import Field, field_validator, model_validator
 
 from atoll import strict
 from atoll.errors import InputError
-from atoll.fleet import Country, Fleet
+from atoll.fleet import Fleet
 from atoll.planning.offers import Offers
 from atoll.recipe import Recipe
+from atoll.site import Country
 from atoll.strict import Noun
 from atoll.supply import Day, Range
 

@@ -29,8 +29,9 @@ from atoll.supply import Which
 Kind = Literal["shortfall", "what_if"]
 
 HAND = {"dense": 0.38, "sparse": 0.18}
-"""Parts of the peak (MFU by 6 N D) for a reckoning by hand: judged between published runs, 25 to
-50 % and 10 to 30 % (Huawei's Pangu papers and MindSpeed's tables for Ascend)."""
+"""Parts of the peak (MFU by 6 N D) for a reckoning by hand: judged, in the middle of what was
+published of chips as in the scenarios that ship, 25 to 50 % and 10 to 30 % (arXiv:2504.07866,
+arXiv:2505.04519)."""
 
 AVAILABLE = 0.9
 """Part of the time that chips compute, by hand: judged, 0.8 to 0.95."""
