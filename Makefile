@@ -16,7 +16,7 @@ demo: $(VENV)/.runtime data  ## train on two unlike CPU islands, audit the run, 
 	@$(BIN)/python scripts/demo.py $(RUN)
 
 test: $(VENV)/.test data lint  ## lint, types, and the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -21,7 +21,8 @@ from atoll.hours import Hours, parse_offset, require_hours
 from atoll.model import Count
 from atoll.site import HERE, Link, Name, Network, Site, paths, require_known
 from atoll.strict import Noun
-from atoll.supply import Change, Failures, Lease, Which
+from atoll.supply import Change, Costs, Delivery, Dollars, Failures, Lease, Which
+from atoll.traffic import Traffic, with_day_file
 
 
 def _known_chip(value: str) -> str:
@@ -50,7 +51,8 @@ class Island(Noun):
     A lane computes one grain at a time; `lanes` None means one for each chip. `threads` is of one
     lane and matters for CPUs only. `share` fixes the share, or is where it starts when shares
     follow speed. An island whose `start` is "dial-in" is started by somebody else. With a `lease`
-    it is there for a time only, with `hours` only at these of each day ("22:00-07:00", by the
+    it is there for a time only; otherwise it is bought, a chip for `price`, None as the facts say.
+    With `hours` it is there only at these of each day ("22:00-07:00", by the
     clocks of its site).
     """
 
@@ -65,6 +67,7 @@ class Island(Noun):
     share: float | None = Field(default=None, ge=0)
     start: Literal["here", "dial-in"] = "here"
     lease: Lease | None = None
+    price: Dollars | None = None
     hours: str | None = Field(default=None, examples=["22:00-07:00"])
 
     @field_validator("hours")
@@ -114,9 +117,11 @@ class Fleet(Noun):
     site: list[Site] = []
     island: list[Island] = Field(min_length=1)
     link: list[Link] = []
-    delivery: list[Change] = []
+    delivery: list[Delivery] = []
     withdrawal: list[Change] = []
     failures: Failures | None = None
+    costs: Costs | None = None
+    traffic: list[Traffic] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -143,6 +148,7 @@ class Fleet(Noun):
                 message, key = "zero chips, and none are delivered", f"island[{index}].nodes"
                 raise InputError(message, key=key, value=0, fix=fix)
         _possible_shares(self.shares, self.island)
+        self._require_servers()
         return self
 
     def _require_clock(self, island: Island, index: int) -> None:
@@ -152,6 +158,29 @@ class Fleet(Noun):
         except InputError as error:
             error.key = f"island[{index}].hours"
             raise
+
+    def _require_servers(self) -> None:
+        """InputError for traffic of an island that is not there, or that cannot say its hours."""
+        islands = {island.name: island for island in self.island}
+        for index, one in enumerate(self.traffic):
+            key = f"traffic[{index}].island"
+            require_known(one.island, list(islands), key=key, what="islands")
+            if one.island in [other.island for other in self.traffic[:index]]:
+                message, fix = "serves other traffic already", "one [[traffic]] for each island"
+                raise InputError(message, key=key, value=one.island, fix=fix)
+            if islands[one.island].hours is not None:
+                fix = "leave hours out of the island: the plan finds them from the traffic"
+                raise InputError("has hours of its own", key=key, value=one.island, fix=fix)
+            if self.offset_of(islands[one.island].site) is None:
+                site = islands[one.island].site
+                fix = f'write utc = "+08:00" in the [[site]] named "{site}"'
+                message = "the offset from UTC of its site is not known"
+                raise InputError(message, key=key, value=one.island, fix=fix)
+
+    @property
+    def shares_hours(self) -> bool:
+        """Whether chips are lent to training at some hours of the day only."""
+        return bool(self.traffic) or any(island.hours is not None for island in self.island)
 
     def hours_of(self, island: Island) -> Hours | None:
         """The hours of the day at which an island may be used; None: always."""
@@ -170,7 +199,7 @@ class Fleet(Noun):
 
         InputError for whatever is wrong.
         """
-        return cls.from_dict(_with_chip_files(strict.load_toml(path), Path(path)), file=path)
+        return cls.from_dict(_with_other_files(strict.load_toml(path), Path(path)), file=path)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, file: Path | str | None = None) -> Fleet:
@@ -238,6 +267,7 @@ class Fleet(Noun):
         ends: dict[Which, Which] = {"low": "high", "mid": "mid", "high": "low"}
         chips = {island.name: island.num_chips for island in self.island}
         likely = dict(chips)
+        changes: list[tuple[date, bool, int, Change]]
         changes = [(one.date, False, index, one) for index, one in enumerate(self.delivery)]
         changes += [(one.date, True, index, one) for index, one in enumerate(self.withdrawal)]
         for when, taken, index, change in sorted(changes, key=lambda entry: entry[:3]):
@@ -286,12 +316,14 @@ class Fleet(Noun):
         return paths(self.site, self.link, a, b)
 
 
-def _with_chip_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The tables of a fleet file with the paths of chips as they are from anywhere."""
-    islands = data.get("island")
-    if not isinstance(islands, list):
-        return data
-    return {**data, "island": [with_chip_file(island, file.parent) for island in islands]}
+def _with_other_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The tables of a fleet file with paths of chips from anywhere, and CSV files as numbers."""
+    tables = {"island": with_chip_file, "traffic": with_day_file}
+    found = dict(data)
+    for name, resolved in tables.items():
+        if isinstance(listed := data.get(name), list):
+            found[name] = [resolved(table, file.parent) for table in listed]
+    return found
 
 
 def with_chip_file(table: Any, folder: Path) -> Any:

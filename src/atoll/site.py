@@ -16,6 +16,7 @@ from atoll.errors import InputError
 from atoll.facts import countries
 from atoll.hours import parse_offset
 from atoll.strict import Noun
+from atoll.supply import Dollars
 
 HERE = "here"
 """The site of islands that name none: the machine that runs the command."""
@@ -40,6 +41,8 @@ class Site(Noun):
 
     `mode` is how its chips are had; `owner_hq` and `operator_hq` are the countries (two letters)
     of the headquarters of the owner's ultimate parent and of the operator. Rules ask for them.
+    `power` is at the meter: of each watt of a chip `power_factor` are drawn there, None as
+    published (facts/power.toml). `electricity` is US dollars a kWh at the meter.
     `utc` is how far its clocks are ahead of UTC: "+08:00".
     """
 
@@ -51,6 +54,8 @@ class Site(Noun):
     owner_hq: Country | None = None
     operator_hq: Country | None = None
     power: str | None = None
+    power_factor: float | None = Field(default=None, ge=1, le=10)
+    electricity: Dollars | None = None
     uplink: str | None = None
     utc: str | None = None
 

@@ -5,6 +5,7 @@ Nouns of a fleet file; what a fleet holds on a day is `atoll.fleet`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Literal, Self
 
@@ -102,6 +103,41 @@ class Change(Noun):
         likely = 1.0 if self.probability is None else self.probability
         happens = {"low": likely == 1.0, "mid": likely >= 0.5, "high": True}[which]
         return int(getattr(self.count, which)) if happens else 0
+
+
+class Dollars(Noun):
+    """US dollars between `low` and `high`; a plain number is both."""
+
+    low: float = Field(ge=0, le=1e9)
+    high: float = Field(ge=0, le=1e9)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: object) -> object:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"low": value, "high": value}
+        if not isinstance(value, Mapping | cls):
+            fix = "a fleet counts in US dollars: write 15000, or { low = 14000, high = 17000 }"
+            raise InputError("is no number of dollars", value=value, fix=fix)
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.high:
+            raise InputError("must hold low <= high", fix="swap the two numbers")
+        return self
+
+
+class Delivery(Change):
+    """Chips that arrive, at a `price` of one where it is another than the island's."""
+
+    price: Dollars | None = None
+
+
+class Costs(Noun):
+    """How what is bought is counted: its price goes evenly over `years` of use."""
+
+    years: float = Field(default=4.0, gt=0, le=100)
 
 
 class Lease(Noun):

@@ -13,7 +13,7 @@ RECIPES = ("tiny", "quickstart", "quickstart-zh")
 FLEETS = ("one", "two-equal", "three-to-one", "three", "reshare", "two-kinds", "night-shift")
 PLANNED_RECIPES = ("dense-400b", "moe-700b")
 SCENARIO_RECIPES = ("dense-30b", "dense-100b", "moe-671b")
-PLANNED_FLEETS = ("hundred-thousand", "ordering-2025", "scarce-2024", "two-sites")
+PLANNED_FLEETS = ("day-and-night", "hundred-thousand", "ordering-2025", "scarce-2024", "two-sites")
 """Too large for this machine: they are examples for `plan`."""
 
 

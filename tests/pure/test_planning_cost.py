@@ -119,7 +119,7 @@ def cases(draw: st.DrawFn) -> Case:
     )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(cases())
 def test_seconds_are_finite_and_their_parts_add_up(case: Case) -> None:
     cost = case.cost()
@@ -142,7 +142,7 @@ def no_slower(fast: Case, slow: Case) -> bool:
     return fast.cost().seconds <= slow.cost().seconds * (1.0 + 1e-12)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(cases())
 def test_more_tokens_are_never_cheaper(case: Case) -> None:
     more = case.layout.microbatch * 2
@@ -152,7 +152,7 @@ def test_more_tokens_are_never_cheaper(case: Case) -> None:
     assert no_slower(case, longer)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(cases(), st.sampled_from([1.01, 2.0, 50.0]))
 def test_a_faster_machine_is_never_slower(case: Case, factor: float) -> None:
     machine = case.machine
@@ -167,7 +167,7 @@ def test_a_faster_machine_is_never_slower(case: Case, factor: float) -> None:
     assert replace(case, machine=faster[1]).cost().update < case.cost().update
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(cases())
 def test_recompute_costs_time_and_saves_memory(case: Case) -> None:
     none, full = case.with_layout(recompute="none"), case.with_layout(recompute="full")
@@ -180,7 +180,7 @@ def test_recompute_costs_time_and_saves_memory(case: Case) -> None:
     assert full.bytes().activations < some.bytes().activations
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(cases())
 def test_each_stage_of_sharding_holds_no_more(case: Case) -> None:
     totals = [case.with_layout(zero=zero).bytes().total for zero in (0, 1, 2)]

@@ -202,7 +202,7 @@ def found_or_none(asked: Problem) -> Found | None:
         return None
 
 
-@settings(max_examples=250)
+@settings(max_examples=100)
 @given(problems())
 def test_the_search_is_as_good_as_trying_everything(asked: Problem) -> None:
     best, found = best_of_all(asked), found_or_none(asked)
@@ -242,7 +242,7 @@ def without_place(asked: Problem, index: int) -> Problem:
     return replace(asked, places=[p for i, p in enumerate(asked.places) if i != index])
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(problems(fewest=2), st.data())
 def test_one_more_island_never_makes_a_step_longer(asked: Problem, data: st.DataObject) -> None:
     fewer = found_or_none(
@@ -254,7 +254,7 @@ def test_one_more_island_never_makes_a_step_longer(asked: Problem, data: st.Data
     assert more.best.seconds <= fewer.best.seconds * (1.0 + 1e-9)
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(problems(fewest=2, num_sites=2), st.sampled_from([1.5, 4.0, 100.0]))
 def test_a_wider_link_never_makes_a_step_longer(asked: Problem, factor: float) -> None:
     assume(asked.fleet.link)
@@ -342,7 +342,7 @@ OPTIONS = st.builds(
 ISLANDS = st.lists(st.lists(OPTIONS, min_size=1, max_size=4), min_size=1, max_size=3)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(ISLANDS, st.integers(1, 14))
 def test_a_split_ends_as_early_as_any(islands: list[list[Option]], grains: int) -> None:
     options = {f"i{index}": mine for index, mine in enumerate(islands)}
@@ -509,7 +509,7 @@ def slowest_of_all(asked: Problem, found: Chain, order: Sequence[Place]) -> floa
     return best
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(chained())
 def test_a_chain_is_the_best_cut(asked: Problem) -> None:
     found = best_chain(asked)

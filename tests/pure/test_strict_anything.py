@@ -64,7 +64,7 @@ def paths(value: object, path: tuple = ()) -> Iterator[tuple]:
 
 
 @pytest.mark.parametrize("noun", list(WHOLE), ids=lambda noun: noun.__name__)
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_value_at_any_place(noun, data: st.DataObject) -> None:
     plain = copy.deepcopy(WHOLE[noun])

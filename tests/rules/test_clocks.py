@@ -9,7 +9,7 @@ MAY_STAMP = {
     "cli/checking.py": "a check without a day is of today",
     "cli/watch_terminal.py": "how long ago an island was seen",
     "history/reading.py": "whether a file was written a moment ago",
-    "planning/planner.py": "a plan without a day begins today",
+    "planning/answer.py": "a plan without a day begins today",
     "serving/api.py": "when an answer was made",
     "run.py": "when an event happened",
     "training/measure.py": "the day of a measurement",

@@ -15,8 +15,8 @@ from atoll.errors import InputError
 if TYPE_CHECKING:
     from datetime import date
 
-    from atoll.planning.orders import Goal
     from atoll.planning.purchase import Told
+    from atoll.planning.worth import Goal
 
 FLEET_KEYS = ("island[", "site[", "withdrawal[")
 OFFERS_KEYS = ("offer[", "budget[", "limit[")
@@ -58,6 +58,17 @@ Seconds = Annotated[
 ]
 
 
+Again = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        max=20,
+        help="How often it is solved again until what it promises is what the planner plans.",
+    ),
+]
+
+
 def orders(  # long: one parameter a flag
     recipe: RecipeFile,
     fleet: FleetFile,
@@ -66,6 +77,7 @@ def orders(  # long: one parameter a flag
     by: By = None,
     at: At = None,
     seconds: Seconds = 5.0,
+    again: Again = 3,
     set_: Overrides = None,
     facts: flags.Facts = None,
     rules: flags.Rules = None,
@@ -106,8 +118,9 @@ def orders(  # long: one parameter a flag
     read, stock, offered = Recipe.load(recipe, set_ or []), Fleet.load(fleet), Offers.load(offers)
     try:
         told = purchase(
-            read, stock, offered, asked, goal=cast("Goal", goal), by=day, at=at, seconds=seconds
-        )
+            read, stock, offered, asked, goal=cast("Goal", goal), by=day, at=at, seconds=seconds,
+            again=again,
+        )  # fmt: skip
     except InputError as fault:
         if fault.file is None and (fault.key or "").startswith(OFFERS_KEYS):
             fault.file = str(offers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ from atoll.fleet import Fleet
 from atoll.planning.goodput import Goodput, goodput_of
 from atoll.planning.placing import NoPlacement, allowed
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
+from atoll.planning.power import meter_text, told
 from atoll.recipe import Recipe
 from atoll.supply import Which
-from atoll.units import parse_watts
 
 if TYPE_CHECKING:
     from atoll.planning.draws import Draws
@@ -40,19 +40,26 @@ Curve = list[tuple[float, float]]
 class Rated:
     """A stock and how fast it computes: tokens a second after failures, or why it does not.
 
-    `chips` is what is there by island; `answer` may be the plan of a smaller stock.
+    `chips` is what is there by island; `answer` may be the plan of a smaller stock. `unpowered` is
+    how many of the chips have no power. Where chips are lent by the hour (`sharing`) the plan is
+    that of the hours at which they are; `share` is what a mean second of the day makes beside one
+    of these hours, `parts` the part of the day that an island's chips train.
     """
 
     chips: Mapping[str, int]
     answer: Answer | None
     goodput: Goodput | None
     why: str = ""
+    unpowered: Mapping[str, int] = field(default_factory=dict)
+    share: float = 1.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     def rate(self, which: Which = "mid") -> float:
         """Tokens a second that stay; "low" is slow."""
         if self.answer is None or self.goodput is None:
             return 0.0
-        return float(getattr(self.answer.tokens_per_second, which)) * self.goodput.factor
+        speed = float(getattr(self.answer.tokens_per_second, which))
+        return speed * self.goodput.factor * self.share
 
     @property
     def used(self) -> int:
@@ -102,12 +109,22 @@ class Period:
             high += count * rent.high * self.seconds / 3600.0
         return low, high
 
-    def working(self) -> dict[str, int]:
-        """Chip -> how many of it take part."""
-        counts: dict[str, int] = {}
+    def unpowered(self) -> dict[str, int]:
+        """Island -> chips that stand idle because their site's power is not enough."""
+        answer = self.rated.answer
+        used = {one.island.name: one.chips for one in (answer.islands if answer else ())}
+        idle = {
+            name: min(number, self.rated.chips.get(name, 0) - used.get(name, 0))
+            for name, number in self.rated.unpowered.items()
+        }
+        return {name: number for name, number in idle.items() if number > 0}
+
+    def working(self) -> dict[str, float]:
+        """Chip -> how many of it take part, on average over a day."""
+        counts: dict[str, float] = {}
         for one in self.rated.answer.islands if self.rated.answer is not None else ():
-            chips = one.layout.num_devices // max(1, one.machine.devices_per_chip)
-            counts[one.machine.chip] = counts.get(one.machine.chip, 0) + chips
+            part = self.rated.parts.get(one.island.name, 1.0)
+            counts[one.machine.chip] = counts.get(one.machine.chip, 0.0) + one.chips * part
         return counts
 
 
@@ -190,12 +207,15 @@ class Rates:
         self.recipe, self.fleet, self.asked = recipe, fleet, asked
         alike = known is not None and known.recipe == recipe and _same_islands(known.fleet, fleet)
         self.known: dict[tuple[int, ...], Rated] = known.known if known and alike else {}
+        self._at_all_hours: Rates | None = None
 
     def know(self, answer: Answer) -> None:
         """A plan that was made before, so that it is not made again."""
         chips = {one.name: one.num_chips for one in answer.fleet.island}
         goodput = goodput_of(answer, self.fleet.failures)
-        self.known[self._key(chips)] = Rated(chips=chips, answer=answer, goodput=goodput)
+        self.known[self._key(chips)] = Rated(
+            chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered
+        )
 
     def of(self, chips: Mapping[str, int], which: Which = "mid") -> Rated:
         """The best plan for chips by island, the one that is fastest at one end of its range; chips
@@ -222,13 +242,23 @@ class Rates:
         if not stock.island:
             return Rated(chips=chips, answer=None, goodput=None, why="no chips")
         try:
+            if stock.shares_hours:
+                return self._over_a_day(stock)
             answer = plan(self.recipe, stock, self.asked)
         except (NoPlan, InputError) as fault:
             first, *more = (" ".join(line.split()) for line in str(fault).splitlines())
             why = ": ".join([first, *more[:1]])
             return Rated(chips=chips, answer=None, goodput=None, why=why)
         goodput = goodput_of(answer, self.fleet.failures)
-        return Rated(chips=chips, answer=answer, goodput=goodput)
+        return Rated(chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered)
+
+    def _over_a_day(self, stock: Fleet) -> Rated:
+        """A stock whose chips are lent by the hour: the mean of a day."""
+        from atoll.planning.sharing import as_if_always, over_a_day
+
+        if self._at_all_hours is None:
+            self._at_all_hours = Rates(self.recipe, as_if_always(self.fleet), self.asked)
+        return over_a_day(self.recipe, stock, self.asked, self._at_all_hours)
 
     def _best(self, key: tuple[int, ...], which: Which) -> Rated:
         """The plan of this stock, or a faster one that was found for a part of it."""
@@ -237,14 +267,15 @@ class Rates:
             inside = all(a <= b for a, b in zip(other, key, strict=True))
             if inside and rated.rate(which) > best.rate(which):
                 best = rated
-        return own if best is own else replace(best, chips=own.chips)
+        return own if best is own else replace(best, chips=own.chips, unpowered=own.unpowered)
 
 
 def _same_islands(a: Fleet, b: Fleet) -> bool:
     """Whether two fleets differ in nothing but how many chips they hold when."""
     bare = {"nodes": 0, "lease": None}
     one, other = ([each.model_copy(update=bare) for each in fleet.island] for fleet in (a, b))
-    return (one, a.site, a.link, a.failures) == (other, b.site, b.link, b.failures)
+    same = (a.site, a.link, a.failures, a.traffic) == (b.site, b.link, b.failures, b.traffic)
+    return same and one == other
 
 
 def run_through(
@@ -273,15 +304,17 @@ def first_plan(recipe: Recipe, fleet: Fleet, asked: Asked) -> Answer:
     Rules are asked as in `calendar_from`. InputError for what is wrong; `NoPlan` if the model fits
     on no day, saying by how much.
     """
+    from atoll.planning.sharing import plan_by_hours
+
     assert asked.day is not None, "a calendar begins on a day"
     try:
-        return plan(recipe, fleet, asked)
+        return plan_by_hours(recipe, fleet, asked)
     except (NoPlan, NoPlacement, InputError) as fault:
         faults: list[AtollError] = [fault]
     left, _, free = by_rules(fleet, asked)
     for day in left.change_days(asked.day):
         try:
-            return plan(recipe, left, replace(free, day=day))
+            return plan_by_hours(recipe, left, replace(free, day=day))
         except (NoPlan, InputError) as fault:
             faults.append(fault)
     misfits = [fault for fault in faults if isinstance(fault, NoPlan)]
@@ -295,7 +328,8 @@ def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
     """
     assert asked.day is not None, "a calendar begins on a day"
     rates = Rates(answer.recipe, fleet, asked)
-    rates.know(answer)
+    if not fleet.shares_hours:  # else it is the plan of some hours, not of a day
+        rates.know(answer)
     return calendar_from(rates, asked.day)
 
 
@@ -355,7 +389,7 @@ def stock_of(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
 
 def _notes(calendar: Calendar) -> Iterator[str]:
     """What a reader should know before believing the days."""
-    course, fleet = calendar.mid, calendar.rates.fleet
+    course = calendar.mid
     begins = calendar.begins()
     if begins is not None and begins > calendar.start:
         why = course.periods[0].rated.why
@@ -375,21 +409,22 @@ def _notes(calendar: Calendar) -> Iterator[str]:
         yield text
         if not good.known:
             yield "nobody published how often these chips fail: the rate of others stands for them"
-    for period in course.periods:
-        for site in fleet.site:
-            need = _watts(period, fleet, site.name)
-            if site.power is not None and need > parse_watts(site.power):
-                begin = f"from day {period.begin / DAY:.0f}"
-                yield f"{site.name}: {begin} its chips need {need / 1e6:.1f} MW of {site.power}"
+    yield from _unpowered(calendar)
+    fleet = calendar.rates.fleet
+    priced = any(site.electricity is not None for site in fleet.site)
+    if priced or any(period.unpowered() for period in course.periods):
+        yield f"power: {meter_text(fleet)}"
     if course.done is None:
         yield "the run is never done on what is left of the fleet"
 
 
-def _watts(period: Period, fleet: Fleet, site: str) -> float:
-    """Watts of a site's chips, by their rated power; unknown ones count nothing."""
-    total = 0.0
-    for island in fleet.island:
-        power = facts.chip(island.chip).power
-        if island.site == site and power is not None:
-            total += period.rated.chips.get(island.name, 0) * power.value
-    return total
+def _unpowered(calendar: Calendar) -> Iterator[str]:
+    """A note for each time in which chips stand idle for want of power."""
+    before: Mapping[str, int] = {}
+    for period in calendar.mid.periods:
+        idle = period.unpowered()
+        if idle and idle != before:
+            stock = calendar.rates.fleet
+            lines = "; ".join(f"{one.what} ({one.why})" for one in told(stock, idle))
+            yield f"from {calendar.day(period.begin)} on stand idle: {lines}"
+        before = idle

@@ -6,6 +6,8 @@ from datetime import date
 from typing import Any
 
 from atoll.planning.calendar import WHICH, Calendar, Period
+from atoll.planning.costs import as_json as cost_json
+from atoll.planning.costs import cost_of
 from atoll.units import format_count
 
 HEAD = ("until", "computing", "chips", "idle", "tokens/s", "goodput", "done", "low", "high")
@@ -32,7 +34,7 @@ def _row(calendar: Calendar, period: Period) -> list[str]:
         return [end, rated.why.partition(": ")[0], "0", f"{rated.present:,}", "0", "-", *done]
     names = ", ".join(one.island.name for one in rated.answer.islands)
     idle = f"{rated.present - rated.used:,}"
-    speed = format_count(rated.answer.tokens_per_second.mid)
+    speed = format_count(rated.answer.tokens_per_second.mid * rated.share)
     good = f"{100 * rated.goodput.factor:.1f} %"
     return [end, names, f"{rated.used:,}", idle, speed, good, *done]
 
@@ -49,8 +51,7 @@ def done_text(calendar: Calendar) -> str:
     if rents and all(one is not None for one in rents):
         least, most = (sum(one[end] for one in rents if one is not None) for end in (0, 1))
         text += f", {format_count(least)} to {format_count(most)} dollars at published rents"
-    leases = sum(calendar.lease_dollars(period) for period in calendar.mid.periods)
-    return text + (f"; leases {format_count(leases)} dollars" if leases else "")
+    return text
 
 
 def drawn_text(calendar: Calendar) -> str:
@@ -82,6 +83,7 @@ def as_json(calendar: Calendar) -> dict[str, Any]:
                 "plans": draws.plans,
                 **{name: _iso(calendar.day(end)) for name, end in draws.quantiles().items()},
             },
+            "cost": cost_json(cost_of(calendar)),
             "notes": list(calendar.notes),
         },
     }  # fmt: skip
@@ -100,8 +102,9 @@ def _plain(calendar: Calendar, period: Period) -> dict[str, Any]:
         "chips": dict(rated.chips),
         "used": rated.used,
         "idle": rated.present - rated.used,
+        "unpowered": period.unpowered(),
         "shares": {} if answer is None else {one.island.name: one.grains for one in answer.islands},
-        "tokens_per_second": 0.0 if answer is None else answer.tokens_per_second.mid,
+        "tokens_per_second": 0.0 if answer is None else answer.tokens_per_second.mid * rated.share,
         "goodput": None if good is None else good.factor,
         "goodput_going_on": None if good is None else good.going_on,
         "goodput_restarting": None if good is None else good.restarting,

@@ -23,6 +23,7 @@ class OwnChange:
     speed: float
     watts: float
     island: str = ""
+    chips: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

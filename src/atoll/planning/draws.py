@@ -125,6 +125,7 @@ def draw(calendar: Calendar, *, number: int, seed: int) -> Draws:
 def _changes(fleet: Fleet) -> list[tuple[date, int, Change, int]]:
     """(day, +1 or -1, change, index of the island), of one day deliveries first."""
     places = {one.name: index for index, one in enumerate(fleet.island)}
+    found: list[tuple[date, int, Change, int]]
     found = [(one.date, 1, one, places[one.island]) for one in fleet.delivery]
     found += [(one.date, -1, one, places[one.island]) for one in fleet.withdrawal]
     return sorted(found, key=lambda change: (change[0], -change[1]))
@@ -197,7 +198,7 @@ def _rates(
         step = answer.step_seconds
         rows.append(
             (
-                answer.tokens_per_second.mid, good.per_second, good.lost,
+                answer.tokens_per_second.mid * rated.share, good.per_second, good.lost,
                 step.low / step.mid, step.high / step.mid,
             )
         )  # fmt: skip

@@ -224,7 +224,7 @@ def plan_of(answer: Answer) -> Plan:
                 devices=one.island.num_chips * one.machine.devices_per_chip,
                 threads=one.island.threads, layout=one.layout,
                 share=float(one.grains) if index == 0 or way.chain is None else 0.0,
-                start=one.island.start, stages=stages,
+                start=one.island.start, stages=stages, hours=_hours(answer, one),
                 pipeline=0 if way.chain is not None else None,
             )
         )  # fmt: skip
@@ -240,6 +240,12 @@ def plan_of(answer: Answer) -> Plan:
         estimates=estimates(answer),
         left_out=list(answer.rejected),
     )  # fmt: skip
+
+
+def _hours(answer: Answer, one: IslandAnswer) -> str | None:
+    """The hours of an island with their offset from UTC, as they are read anywhere."""
+    hours = answer.fleet.hours_of(one.island)
+    return None if hours is None else hours.text
 
 
 def _finite(value: float) -> float | None:
@@ -283,6 +289,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
         "executor_why": answer.executor_why,
         "contract": answer.contract,
         "rejected": [one.model_dump() for one in answer.rejected],
+        "unpowered": dict(answer.unpowered),
         "helps": [{"what": what, "tokens_per_second": gain} for what, gain in answer.helps],
         "notes": list(answer.notes),
         "search_seconds": answer.search_seconds,
@@ -341,7 +348,7 @@ def shown_islands(answer: Answer) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 one.island.name, one.machine.chip,
-                f"{one.layout.num_devices // one.machine.devices_per_chip:,}", layout,
+                f"{one.chips:,}", layout,
                 f"{one.grains:,}", format_seconds(one.seconds), format_bytes(one.memory_used),
                 format_bytes(one.memory_size),
             ]

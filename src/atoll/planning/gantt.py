@@ -71,6 +71,8 @@ def _bar(
     x, wide = 1 + period.begin * scale, max(1.0, period.seconds * scale - 1.0)
     begin, end = calendar.day(period.begin), calendar.day(period.end)
     tip = f"{name}, {begin} to {end}: {there:,} chips, {busy:,} take part"
+    if name in period.unpowered():
+        tip += f", {period.unpowered()[name]:,} have no power"
     drawing.box(x, drawing.y, wide, ROW, fill=ABSENT, class_="thin", tip=tip)
     for count, colour in ((there, SPARE), (busy, BUSY)):
         high = ROW * count / most if most else 0.0
@@ -81,11 +83,8 @@ def _bar(
 def used_on(period: Period, name: str) -> int:
     """Chips of an island that take part in a period."""
     answer = period.rated.answer
-    return sum(
-        one.layout.num_devices // max(1, one.machine.devices_per_chip)
-        for one in (answer.islands if answer is not None else ())
-        if one.island.name == name
-    )
+    islands = answer.islands if answer is not None else ()
+    return sum(one.chips for one in islands if one.island.name == name)
 
 
 def _marks(drawing: Drawing, calendar: Calendar, scale: float) -> None:

@@ -89,6 +89,5 @@ def goodput_of(answer: Answer, failures: Failures | None) -> Goodput:
 
 def _rate(one: IslandAnswer, failures: Failures) -> float:
     """Failures a second of an island's chips that take part."""
-    chips = one.layout.num_devices / max(1, one.machine.devices_per_chip)
     each = rate_of(one.machine.chip).mid if failures.days is None else 1.0 / (failures.days * DAY)
-    return chips * each
+    return one.chips * each

@@ -11,18 +11,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from atoll.errors import InputError
-from atoll.planning.case import DAY, Case
+from atoll.planning.case import Case
 from atoll.planning.programme import (
     GAP,
     Column,
-    Group,
     Programme,
     Row,
     Solved,
@@ -30,10 +29,7 @@ from atoll.planning.programme import (
 )
 from atoll.planning.shortage import NoOrders, explain
 from atoll.planning.what import TOKENS_A_PARAMETER
-
-Goal = Literal["soonest", "cheapest", "largest"]
-NUDGE = 1e-3
-"""By so much of itself a budget or a power is raised to see what it is worth."""
+from atoll.planning.worth import Goal, Worth, worths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +51,20 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Worth:
-    """What one more unit of a thing brings: less cost, or more tokens by the end."""
+class Basis:
+    """What an answer was found from: the programme, lots by column, the step that counts."""
 
-    group: Group
-    unit: str
-    value: float
-    days: float | None
+    programme: Programme
+    lots: Any
+    last: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ordered:
     """What to order, and what that comes to. Days are ordinals.
 
-    `unusable` are offers that are out of the calendar, or that no budget covers on the day.
+    `worths` are of what binds, `chips` of one more chip in hand of each kind. `unusable` are offers
+    that are out of the calendar, or that no budget covers on the day.
     """
 
     case: Case
@@ -83,8 +79,10 @@ class Ordered:
     bound: float
     proof: str
     worths: tuple[Worth, ...]
+    chips: tuple[Worth, ...]
     unusable: tuple[str, ...]
     seconds: float
+    basis: Basis
 
     def finish_day(self) -> date | None:
         """The day on which the last token is done."""
@@ -92,11 +90,17 @@ class Ordered:
 
 
 def orders(
-    case: Case, *, goal: Goal = "soonest", by: date | None = None, seconds: float = 5.0
+    case: Case,
+    *,
+    goal: Goal = "soonest",
+    by: date | None = None,
+    seconds: float = 5.0,
+    priced: bool = True,
 ) -> Ordered:
     """The best orders. InputError for a day that cannot be; `NoOrders` if nothing is enough.
 
-    `seconds` limits each solve in whole lots; the gap says how far it came.
+    `seconds` limits each solve in whole lots; the gap says how far it came. Unless `priced`, what
+    one more unit is worth is left out (`with_worths` adds it).
     """
     begun = time.perf_counter()
     programme = Programme(case)
@@ -114,7 +118,8 @@ def orders(
         raise NoOrders(f"{message}\n  give it more time: --seconds {3 * seconds:g}") from None
     broken = programme.violated(found.lots, rows)
     assert not broken, f"the solver's lots break {broken}"
-    return _ordered(programme, goal, found, last, proof, begun)
+    answer = _ordered(programme, goal, found, last, proof, begun)
+    return with_worths(answer) if priced else answer
 
 
 def _last_step(programme: Programme, goal: Goal, by: date | None) -> int:
@@ -257,60 +262,19 @@ def _ordered(
         case=case, goal=goal, orders=tuple(sorted(placed, key=lambda one: one.column.ordered)),
         last=day, finish=finish, tokens=tokens_on(programme, lots, day),
         cost=float(programme.cost @ lots), spend=spend, gap=found.gap, bound=found.bound,
-        proof=proof, worths=tuple(worths(programme, goal, lots, last)),
+        proof=proof, worths=(), chips=(), basis=Basis(programme=programme, lots=lots, last=last),
         unusable=tuple(one.name for one in case.offers.offer if one.name not in usable),
         seconds=time.perf_counter() - begun,
     )  # fmt: skip
 
 
-def worths(programme: Programme, goal: Goal, lots: Any, last: int) -> list[Worth]:
-    """What one more unit of each thing is worth, the things that are worth nothing left out.
-
-    "cheapest": money saved; else tokens more by the end of the step, and the days that the speed at
-    its end needs for them.
-    """
-    case, day = programme.case, programme.bounds[last + 1]
-    rows = list(programme.rows)
-    if goal == "cheapest":
-        least, rows = programme.cost, [*rows, programme.tokens_row(last)]
-    else:
-        least = -programme.tokens_by(day)
-    base = programme.solve(least, rows, last=last, whole=False)
-    speed = programme.speed_on(day - 1e-6, lots)
-    found = []
-    if base is None:
-        return []
-    # A row with room to spare is worth nothing: without it the same lots are best.
-    tight = (row for row in rows if row.high - float(row.coefs @ base.lots) <= _room(row))
-    for group in dict.fromkeys(row.group for row in tight if row.group[0] != "tokens"):
-        by, unit = _nudge(case, group)
-        more = [row.loosened(by) if row.group == group else row for row in rows]
-        again = programme.solve(least, more, last=last, whole=False)
-        if again is None or base.value - again.value <= 1e-7 * abs(base.value):
-            continue
-        value = (base.value - again.value) / by
-        days = None if goal == "cheapest" or speed <= 0 else value / speed / DAY
-        found.append(Worth(group=group, unit=unit, value=value, days=days))
-    return found
-
-
-def _room(row: Row) -> float:
-    return 1e-6 * max(abs(row.high), float(np.abs(row.coefs).max(initial=0.0)))
-
-
-def _nudge(case: Case, group: Group) -> tuple[float, str]:
-    """By how much a group is loosened to see what it is worth, and the unit of that."""
-    kind, name = group
-    if kind == "budget":
-        budget = next(one for one in case.offers.budget if one.name == name)
-        return max(1.0, NUDGE * budget.number), budget.currency
-    if kind == "power":
-        return max(1.0, NUDGE * case.power[name]), "W"
-    if kind == "limit":
-        return NUDGE, "of the whole spend"
-    offer = next(one for one in case.offers.offer if one.name == name)
-    unit = "chip" if kind == "stock" else "chip a month"
-    return max(float(offer.lot), NUDGE * offer.stock), unit
+def with_worths(answer: Ordered, case: Case | None = None) -> Ordered:
+    """The answer with what one more unit of each thing is worth; `case` holds other speeds."""
+    begun, basis = time.perf_counter(), answer.basis
+    programme = basis.programme if case is None else Programme(case)
+    found, chips = worths(programme, answer.goal, basis.lots, basis.last)
+    seconds = answer.seconds + time.perf_counter() - begun
+    return replace(answer, worths=tuple(found), chips=tuple(chips), seconds=seconds)
 
 
 def by_budget(answer: Ordered) -> list[tuple[str, float, float, str]]:
@@ -319,12 +283,12 @@ def by_budget(answer: Ordered) -> list[tuple[str, float, float, str]]:
     return [(n, s, budgets[n].number, budgets[n].currency) for n, s in answer.spend]
 
 
-def largest_model(answer: Ordered, flops_a_token: float) -> tuple[float, float, float]:
+def largest_model(computed: float, flops_a_token: float) -> tuple[float, float, float]:
     """(FLOP, parameters, tokens) of the largest dense model on 20 tokens a parameter.
 
     C = 6 N D with D = 20 N (Hoffmann et al. 2022, arXiv:2203.15556, table 3), and C what the
-    recipe's model would compute in the same time.
+    recipe's model would compute in the same time: so many tokens.
     """
-    flops = answer.tokens * flops_a_token
+    flops = computed * flops_a_token
     parameters = float(np.sqrt(flops / (6 * TOKENS_A_PARAMETER)))
     return flops, parameters, TOKENS_A_PARAMETER * parameters

@@ -10,25 +10,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from dataclasses import replace
+from datetime import date
 from typing import Any, Literal
 
 from atoll import facts
-from atoll.errors import AtollError, InputError
+from atoll.errors import InputError
 from atoll.facts.engines import tools
-from atoll.facts.measured import Measured
 from atoll.facts.stacks import stack_for, stack_of
 from atoll.fleet import Fleet, Island
 from atoll.plan import Estimate, Layout, LeftOut, Plan
 from atoll.planning import search as searching
+from atoll.planning.answer import Answer, Asked, IslandAnswer, NoPlan
 from atoll.planning.correction import correction, features_of, fitted
-from atoll.planning.cost import Coefficients, Cost, step_cost
+from atoll.planning.cost import Coefficients, step_cost
 from atoll.planning.emit.suits import suits as suits_of
 from atoll.planning.machine import Machine, machine_of
 from atoll.planning.memory import MemoryCoefficients, memory_use
 from atoll.planning.options import USABLE, Coefficient, Option, island_options, spread_of
-from atoll.planning.placing import Chosen, Placed, placed
+from atoll.planning.power import unknown as unknown_power
+from atoll.planning.power import within_power
 from atoll.planning.problem import Place, Problem
 from atoll.planning.search import DoesNotFit, Found, Way
 from atoll.planning.work import Shape, Software, Work
@@ -38,104 +39,23 @@ from atoll.units import format_bytes
 PRESENT = 2025.5
 """The year of the software that a plan expects, as published runs of that time used it."""
 
-
-class NoPlan(AtollError):
-    """No feasible plan exists; the message says why, by how much, and what would make one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What is asked for besides recipe and fleet.
-
-    `day` picks the stock; `only` fixes keys of the layouts; `every` overrides how often islands
-    exchange; `executor` is "auto" or "atoll"; `tool` is another tool that shall run the plan: only
-    makes that it runs on and layouts that it can express are tried. `measured` are measurements by
-    chip, `factors` calibrations by chip. `rules` refuse islands; None asks none.
-    """
-
-    day: date | None = None
-    only: Mapping[str, Any] = field(default_factory=dict)
-    every: str | None = None
-    executor: str = "auto"
-    measured: Mapping[str, Measured] = field(default_factory=dict)
-    factors: Mapping[str, float] = field(default_factory=dict)
-    tool: str | None = None
-    rules: Chosen | None = None
-
-    def placed(self, stock: Fleet) -> Placed:
-        """What the rules say of the islands of a stock on the first day, today without one."""
-        if self.rules is None:
-            return Placed(refused={}, notes=())
-        return placed(stock, self.rules, self.day or date.today())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IslandAnswer:
-    """An island that takes part: its layout, its grains, where its time and memory go."""
-
-    island: Island
-    machine: Machine
-    work: Work
-    layout: Layout
-    grains: int
-    seconds: float
-    memory: Mapping[str, float]
-    memory_size: float
-    cost: Cost | None
-    factor: float
-    stages: tuple[int, ...] = ()
-
-    @property
-    def memory_used(self) -> float:
-        """Bytes on the fullest device."""
-        return sum(self.memory.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What a recipe on a fleet comes to; seconds, bytes and FLOP/s."""
-
-    recipe: Recipe
-    fleet: Fleet
-    day: date | None
-    islands: tuple[IslandAnswer, ...]
-    way: Way
-    every: str
-    step_seconds: Estimate
-    tokens_per_second: Estimate
-    mfu: float
-    steps: int
-    finish_seconds: Estimate
-    rejected: tuple[LeftOut, ...]
-    helps: tuple[tuple[str, float], ...]
-    notes: tuple[str, ...]
-    executor: str
-    executor_why: str
-    contract: str
-    search_seconds: float
-
-    @property
-    def chips(self) -> int:
-        """Chips that take part."""
-        return sum(
-            answer.layout.num_devices // max(1, answer.machine.devices_per_chip)
-            for answer in self.islands
-        )
-
-    def finish_days(self) -> tuple[date, date, date] | None:
-        """Low, mid and high day of the last step; None beyond the calendar."""
-        begin = self.day or date.today()
-        seconds = (self.finish_seconds.low, self.finish_seconds.mid, self.finish_seconds.high)
-        try:
-            low, mid, high = (begin + timedelta(seconds=s) for s in seconds)
-        except OverflowError:
-            return None
-        return low, mid, high
+__all__ = ["Answer", "Asked", "IslandAnswer", "NoPlan", "peaks_of", "plan", "plan_of", "problem_of"]
 
 
 def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
-    """The best plan. InputError for what is wrong; `NoPlan` if nothing fits, saying by how much."""
+    """The best plan within the power of the sites.
+
+    InputError for what is wrong; `NoPlan` if nothing fits, saying by how much.
+    """
     asked = asked or Asked()
+    answer = _planned(recipe, fleet, asked)
+    answer = within_power(answer, lambda smaller: _planned(recipe, smaller, asked))
+    more = (*unknown_power(answer.fleet), *later(fleet, asked.day))
+    return replace(answer, notes=(*answer.notes, *more)) if more else answer
+
+
+def _planned(recipe: Recipe, fleet: Fleet, asked: Asked) -> Answer:
+    """The best plan, whatever power it takes. Raises as `plan`."""
     begun = time.perf_counter()
     if asked.executor == "atoll":
         require_supported(recipe)
@@ -151,13 +71,15 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     if asked.executor == "auto" and free and not unsupported_features(recipe):
         here, _ = problem_of(recipe, fleet, replace(asked, executor="atoll"))
         problem, found = _here_first(here, problem, found)
-    answer = _answer(recipe, problem, found, asked, skipped, begun)
-    later = tuple(_later(fleet, asked.day))
-    return replace(answer, notes=(*answer.notes, *later)) if later else answer
+    return _answer(recipe, problem, found, asked, skipped, begun)
 
 
-def _later(fleet: Fleet, day: date | None) -> Iterator[str]:
-    """A note where the fleet changes after the stock that was planned."""
+def later(fleet: Fleet, day: date | None) -> Iterator[str]:
+    """Notes where the fleet changes after the stock that was planned, or in the course of a day."""
+    serving = [one.island for one in fleet.traffic]
+    lent = [one.name for one in fleet.island if one.hours is not None or one.name in serving]
+    if lent:
+        yield f"step, speed and finish are of the hours at which {', '.join(lent)} can train"
     if day is None and fleet.change_days(date.min):
         yield "deliveries, withdrawals, leases are not counted: --from DATE plans through them"
     elif day is not None and fleet.change_days(day):

@@ -1,8 +1,8 @@
 """Rates: what a chip of an offer, and the fleet's own chips, do for a recipe.
 
 The planner is asked once for each kind of island at a typical size; the answer is taken to be
-linear in the number of chips, and to add up over islands. `together` asks the planner for the
-whole fleet that came out, and so says how far from the truth that is.
+linear in the number of chips, and to add up over islands. How far from the truth that is, `joint`
+asks the planner.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from atoll.errors import AtollError, InputError
 from atoll.fleet import Fleet, Island
 from atoll.planning.case import Case, Closed, OwnChange
 from atoll.planning.offers import Offer, Offers
-from atoll.planning.orders import Ordered
 from atoll.planning.planner import Asked, model_of, plan
 from atoll.planning.work import Shape
 from atoll.recipe import Recipe
@@ -60,7 +59,7 @@ def case_of(
     tokens = float(recipe.total_steps() * recipe.tokens_per_step)
     known: dict[Any, Rate] = {}
     chosen = [one for one in offers.offer if at in (None, one.site)]
-    rates = {one.name: _rate(recipe, _island_of(one), asked, known) for one in chosen}
+    rates = {one.name: _rate(recipe, island_of(one), asked, known) for one in chosen}
     useful = [one for one in chosen if rates[one.name].speed > 0]
     sites = {one.site for one in chosen} | {one.site for one in fleet.island}
     power = {
@@ -103,7 +102,7 @@ def _node(chip: str) -> int:
     return facts.chip(chip).node_chips or NODE
 
 
-def _island_of(offer: Offer, chips: int | None = None, *, site: str = HERE) -> Island:
+def island_of(offer: Offer, chips: int | None = None, *, site: str = HERE) -> Island:
     """An island of an offer's chips, of a typical size if no number is given."""
     node = _node(offer.chip)
     number = min(offer.stock, TYPICAL) if chips is None else chips
@@ -178,7 +177,7 @@ def _own(
                 number = now - before
                 found.append(
                     OwnChange(
-                        day=ordinal, site=island.site, island=island.name,
+                        day=ordinal, site=island.site, island=island.name, chips=number,
                         speed=number * speed, watts=number * each,
                     )
                 )  # fmt: skip
@@ -197,38 +196,3 @@ def flops_a_token(recipe: Recipe) -> float:
     """FLOP that a token of the recipe costs."""
     shape = Shape.of(model_of(recipe))
     return float(shape.flops_per_token(recipe.model.context))
-
-
-def together(recipe: Recipe, fleet: Fleet, answer: Ordered, asked: Asked) -> float | None:
-    """Tokens a second of the planner's own plan for all chips that stand on the last day, as one
-    fleet over its links; None where it has no plan. Availability is not in it.
-    """
-    day = answer.last - 1e-6 if answer.finish is None else answer.finish - 1e-6
-    islands, when = [], date.fromordinal(int(day))
-    for island in fleet.island:
-        chips = island.num_chips
-        for sign, table in ((1, fleet.delivery), (-1, fleet.withdrawal)):
-            mine = (one for one in table if one.island == island.name and one.date <= when)
-            chips += sign * sum(one.count.mid for one in mine)
-        if chips >= island.chips_per_node:
-            nodes = chips // island.chips_per_node
-            islands.append(island.model_copy(update={"nodes": nodes, "share": None}))
-    bought: dict[tuple[str, str], tuple[Offer, int]] = {}
-    for order in answer.orders:
-        offer = order.column.offer
-        if order.column.is_there(day):
-            key = (offer.chip, offer.site)
-            had = bought.get(key, (offer, 0))[1]
-            bought[key] = (offer, had + order.chips)
-    for number, (offer, chips) in enumerate(bought.values()):
-        new = _island_of(offer, chips, site=offer.site)
-        islands.append(new.model_copy(update={"name": f"ordered-{number}"}))
-    if not islands:
-        return None
-    whole = fleet.model_copy(
-        update={"island": islands, "delivery": [], "withdrawal": [], "shares": type(fleet.shares)()}
-    )
-    try:
-        return plan(recipe, whole, replace(asked, day=None)).tokens_per_second.mid
-    except AtollError:
-        return None

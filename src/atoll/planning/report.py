@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from atoll.planning.calendar import Calendar
     from atoll.planning.deadline import Deadline
     from atoll.planning.planner import Answer
+    from atoll.planning.sharing import Sharing
     from atoll.planning.whatif import WhatIf
 
 
@@ -44,6 +45,7 @@ def report_of(
     *,
     deadline: Deadline | None = None,
     what_if: Sequence[WhatIf] = (),
+    sharing: Sharing | None = None,
 ) -> str:
     """The page as HTML: no script, nothing loaded from anywhere."""
     name = answer.recipe.name
@@ -61,6 +63,7 @@ def report_of(
             ),
         ),
         _deadline(deadline),
+        _sharing(sharing),
         _calendar(calendar),
         _what_if(what_if, calendar, deadline),
         _time(answer),
@@ -221,11 +224,12 @@ def _calendar(calendar: Calendar | None) -> str:
     if calendar is None:
         return ""
     from atoll.planning.calendartable import done_text, drawn_text, shown_periods
+    from atoll.planning.costs import cost_of, cost_text
     from atoll.planning.gantt import ABSENT, BUSY, CURVE, SPARE, calendar_picture
 
     legend = [(BUSY, "chips that take part"), (SPARE, "present, not taking part"),
               (ABSENT, "not there"), (CURVE, "tokens done")]  # fmt: skip
-    words = f"Done by {done_text(calendar)}."
+    words = f"Done by {done_text(calendar)}. Cost: {cost_text(cost_of(calendar))}."
     caption = (
         "A row is an island, its height the most chips that it holds. Thin lines: the fewest chips "
         "at the slow end of a step, and the most at the fast end."
@@ -241,6 +245,26 @@ def _calendar(calendar: Calendar | None) -> str:
         "As the fleet changes", tag("p", escape(words)), figure,
         table(head, cells, numbers=tuple(head[2:])),
         tag("ul", *notes, class_="notes") if notes else "",
+    )  # fmt: skip
+
+
+def _sharing(found: Sharing | None) -> str:
+    """The day of a fleet that lends chips by the hour: picture, lines, table."""
+    if found is None:
+        return ""
+    from atoll.planning.daypicture import LEGEND, day_picture
+    from atoll.planning.sharetable import notes, shown_hours, summary
+
+    legend = [*LEGEND, ("url(#hatch-waiting)", "on their way")]
+    figure = pictured(lambda width: day_picture(found, width), legend)
+    lines = [tag("dt", escape(name)) + tag("dd", escape(text)) for name, text in summary(found)]
+    head, rows = shown_hours(found)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    told = [tag("li", escape(note)) for note in notes(found)]
+    return section(
+        "By the hour: people and training", tag("dl", *lines), figure,
+        table([escape(name) for name in head], cells, numbers=tuple(head[1:])),
+        tag("ul", *told, class_="notes"),
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from atoll.planning.deadline import as_json as sizes
 from atoll.planning.draws import draw
 from atoll.planning.planner import Asked
 from atoll.recipe import Recipe
-from atoll.supply import Change, Lease, Range, parse_day, sane_day
+from atoll.supply import Change, Delivery, Lease, Range, parse_day, sane_day
 from atoll.units import format_count
 
 MOST = 2**40
@@ -298,7 +298,8 @@ def _with_island(fleet: Fleet, chip: str, site: str) -> tuple[Fleet, str]:
 
 
 def _with_change(fleet: Fleet, table: str, island: str, number: int, day: date) -> Fleet:
-    change = Change(date=day, island=island, count=Range(low=number, mid=number, high=number))
+    noun = Delivery if table == "delivery" else Change
+    change = noun(date=day, island=island, count=Range(low=number, mid=number, high=number))
     return fleet.model_copy(update={table: [*getattr(fleet, table), change]})
 
 
@@ -320,6 +321,7 @@ def within_stock(fleet: Fleet) -> Fleet:
     What a question takes away cannot be taken once more by the file.
     """
     left = {one.name: one.num_chips for one in fleet.island}
+    order: list[tuple[date, int, int, Change]]
     order = [(one.date, 0, index, one) for index, one in enumerate(fleet.delivery)]
     order += [(one.date, 1, index, one) for index, one in enumerate(fleet.withdrawal)]
     taken: dict[int, Change] = {}

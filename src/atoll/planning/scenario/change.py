@@ -17,7 +17,7 @@ from atoll.planning.offers import Offers
 from atoll.planning.orders import Ordered
 from atoll.planning.rates import NODE
 from atoll.planning.scenario.file import Arrival, Scenario, Side
-from atoll.supply import Change, Range
+from atoll.supply import Change, Delivery, Range
 
 
 def changed(scenario: Scenario, side: Side) -> tuple[Fleet, Offers | None]:
@@ -91,7 +91,7 @@ def _replaced(fleet: Fleet, arrivals: Sequence[Arrival]) -> Fleet:
             raise InputError("the fleet has no such island", key=key, value=one.island, fix=fix)
     names = {one.island for one in arrivals}
     kept = [one for one in fleet.delivery if one.island not in names]
-    new = [Change(date=one.date, island=one.island, count=one.count) for one in arrivals]
+    new = [Delivery(date=one.date, island=one.island, count=one.count) for one in arrivals]
     return whatif.within_stock(fleet.model_copy(update={"delivery": [*kept, *new]}))
 
 
@@ -136,7 +136,7 @@ def with_orders(fleet: Fleet, offers: Offers, answer: Ordered | None) -> Fleet:
         column, name = order.column, names[order.column.offer.name]
         count = Range(low=order.chips, mid=order.chips, high=order.chips)
         arrives = date.fromordinal(math.ceil(column.arrives))
-        deliveries.append(Change(date=arrives, island=name, count=count))
+        deliveries.append(Delivery(date=arrives, island=name, count=count))
         if math.isfinite(column.ends):
             ends = max(arrives, date.fromordinal(math.floor(column.ends)))
             withdrawals.append(Change(date=ends, island=name, count=count))
