@@ -61,7 +61,7 @@ def scenario(
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
-    """Answer a supply scenario: done by when, what to buy, what a shortfall cost, what if.
+    """Answer a supply scenario: done by when, what to buy, what if.
 
     \b
     Example:
@@ -179,14 +179,16 @@ def _show(found: Study, console: Console) -> None:
             console, title, text.effect_head(found, kind), text.effect_rows(found, kind), left=("",)
         )
     if found.base.told is not None:
-        from atoll.planning.ordertable import headline, order_rows
+        from atoll.planning.ordertable import order_rows, sections
 
         head, rows = order_rows(found.base.told.answer)
-        numbers = ("chips", "price", "cost")
-        left = tuple(name for name in head if name not in numbers)
+        left = tuple(name for name in head if name not in ("chips", "price", "cost"))
         _table(console, "what to buy", head, rows, left=left)
-        for name, value in headline(found.base.told):
-            console.print(f"  {name:<9}{value}", soft_wrap=True, markup=False)
+        for title, lines in sections(found.base.told):
+            if lines:
+                console.print(f"\n[dim]{title}[/]")
+            for line in lines:
+                console.print(f"  {line}", soft_wrap=True, markup=False)
     words = tuple(name for name in text.MEMORY_HEAD if name != "chips")
     rows = text.memory_rows(found)
     _table(console, "what fits where at first", text.MEMORY_HEAD, rows, left=words)

@@ -118,7 +118,8 @@ def alike(fleets: Sequence[Fleet]) -> list[Fleet]:
 
 def with_orders(fleet: Fleet, offers: Offers, answer: Ordered | None) -> Fleet:
     """The fleet with an island for each offer, and what was ordered of it: chips are delivered on
-    the day on which they arrive, those of a lease leave on the day on which it ends.
+    the day on which they arrive, those of a lease leave on the day on which it ends. Of less stock
+    than was bought ("low") the last orders lack chips.
 
     The islands depend on fleet and offers alone, so that fleets of several orders share plans.
     """
@@ -132,10 +133,15 @@ def with_orders(fleet: Fleet, offers: Offers, answer: Ordered | None) -> Fleet:
                 chips_per_node=facts.chip(offer.chip).node_chips or NODE,
             )
         )  # fmt: skip
+    least = {one.name: one.at("low").stock for one in offers.offer}
     for order in answer.orders if answer is not None else ():
-        column, name = order.column, names[order.column.offer.name]
-        count = Range(low=order.chips, mid=order.chips, high=order.chips)
+        column, offer = order.column, order.column.offer
+        name, low = names[offer.name], order.chips
+        if offer.kind == "buy":
+            low = min(low, least[offer.name])
+            least[offer.name] -= low
         arrives = date.fromordinal(math.ceil(column.arrives))
+        count = Range(low=low, mid=order.chips, high=order.chips)
         deliveries.append(Delivery(date=arrives, island=name, count=count))
         if math.isfinite(column.ends):
             ends = max(arrives, date.fromordinal(math.floor(column.ends)))

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from atoll import strict
 from atoll.errors import InputError
 from atoll.fleet import Fleet
+from atoll.planning.agreeing import AGAIN
 from atoll.planning.offers import Offers
 from atoll.recipe import Recipe
 from atoll.site import Country
@@ -105,13 +106,18 @@ class Side:
 
 
 class Ordering(Noun):
-    """What to order, for which recipe (a path); goals and days as those of `atoll orders`."""
+    """What to order, for which recipe (a path); goals and days as those of `atoll orders`.
+
+    With `again` 0 speeds of islands add up, as those of several runs do; else the planner's word on
+    one run over all links is asked up to so many times.
+    """
 
     offers: str = Field(min_length=1, examples=["offers.toml"])
     recipe: str = Field(min_length=1, examples=["dense-400b.toml"])
     goal: Literal["soonest", "cheapest", "largest"] = "soonest"
     by: Day | None = None
     at: str | None = None
+    again: int = Field(default=AGAIN, ge=0, le=20)
 
     @model_validator(mode="after")
     def _has_a_day(self) -> Self:

@@ -174,7 +174,7 @@ def _variant(scenario: Scenario, side: Side, key: str, asked: Asked, seconds: fl
     try:
         told = purchase(
             recipe, fleet, offers, asked, goal=ordering.goal, by=ordering.by, at=ordering.at,
-            seconds=seconds,
+            seconds=seconds, again=ordering.again,
         )  # fmt: skip
     except NoOrders as fault:
         why = str(fault)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -13,6 +14,7 @@ from atoll.planning.ordertable import as_json as orders_json
 from atoll.planning.programme import Programme
 from atoll.planning.purchase import Told
 from atoll.planning.scenario.study import AVAILABLE, HAND, Effect, Kind, Study, by_hand
+from atoll.supply import Which
 from atoll.units import format_bytes, format_count, format_seconds
 
 CHANGED = 0.05
@@ -65,19 +67,24 @@ def _bought(told: Told) -> list[str]:
         f"{most_at_once(told, name):,} {name}"
         for name in dict.fromkeys(one.column.offer.name for one in answer.orders)
     ]
+    ends, unit = told.ends, answer.case.offers.added_in
     lines = [", ".join(chips) or "nothing"]
-    lines += [
-        f"{name}: {format_count(used)} of {format_count(amount)} {currency}"
-        for name, used, amount, currency in by_budget(answer)
-    ]
+    for name, used, amount, currency in by_budget(answer):
+        line = f"{name}: {format_count(used)} of {format_count(amount)} {currency}"
+        lines.append(f"{line}; at high prices {format_count(ends.spend[name]['high'])}")
+    lines.append(f"in all: {_between(ends.cost)} {unit}")
     if answer.goal == "largest":
-        flops, size, _ = largest_model(answer, told.flops_a_token)
+        parts = []
+        for tokens in (by_itself(told), told.agreed.tokens):
+            flops, size, _ = largest_model(tokens, told.flops_a_token)
+            parts.append(f"{flops:.2g} FLOP (a dense model of {format_count(size)} parameters)")
         lines.append(
-            f"by {_last_day(told)} all these chips together compute {flops:.2g} FLOP, what a dense "
-            f"model of {format_count(size)} parameters needs"
+            f"computing by {_last_day(told)}: {parts[0]} if every island works by itself; as one "
+            f"run over the links {parts[1]}"
         )
-    elif answer.finish_day() is not None:
-        lines.append(f"done by {answer.finish_day()}")
+    else:
+        low, mid, high = (_ordinal(ends.done_by[which]) for which in WHICH)
+        lines.append(f"done by: {mid} ({low} to {high})")
     if answer.worths:
         kinds = dict.fromkeys(BINDING.get(one.group[0], one.group[0]) for one in answer.worths)
         what = "; ".join(f"{name} ({_groups(told, name)})" for name in kinds)
@@ -91,6 +98,25 @@ BINDING = {
     "pace": "what is sold a month", "power": "power",
 }  # fmt: skip
 """What rows of the programme are about, in words."""
+
+
+def by_itself(told: Told) -> float:
+    """Tokens that all chips compute by the end that counts, if every island works by itself."""
+    made, last = told.agreed.progress, told.answer.last
+    ends = [*made.begins[1:], made.end]
+    spans = zip(made.begins, ends, made.sums, strict=True)
+    total = sum(speed * max(0.0, min(last, b) - a) for a, b, speed in spans)
+    return DAY * told.answer.case.offers.availability * total
+
+
+def _between(ends: Mapping[Which, float]) -> str:
+    """Mid with its ends, where there are any."""
+    low, mid, high = (format_count(ends[which]) for which in WHICH)
+    return mid if low == high else f"{mid} ({low} to {high})"
+
+
+def _ordinal(day: float | None) -> str:
+    return "never" if day is None else str(date.fromordinal(math.floor(day)))
 
 
 def _groups(told: Told, binding: str) -> str:
@@ -189,7 +215,7 @@ def _what_ifs(study: Study, effects: Sequence[Effect]) -> list[str]:
         else:
             text = "never done" if one.afters[model].mid.done is None else "done at all"
         if base is not None and one.after.told is not None:
-            more = one.after.told.answer.tokens / base.answer.tokens - 1.0
+            more = by_itself(one.after.told) / by_itself(base) - 1.0
             text += f"; {100 * more:+.0f} % computing by {_last_day(base)}"
         lines.append(f"{one.question.name}: {text}")
     return lines
@@ -282,7 +308,7 @@ def effect_rows(study: Study, kind: Kind) -> list[list[str]]:
                 cells.append(_moved_cell(moved))
         base, told = study.base.told, one.after.told
         if base is not None and kind == "what_if":
-            less = None if told is None else told.answer.tokens / base.answer.tokens - 1.0
+            less = None if told is None else by_itself(told) / by_itself(base) - 1.0
             cells.append("no orders" if less is None else f"{100 * less:+.1f} %")
         rows.append([one.question.name, *cells])
     return rows
@@ -420,7 +446,7 @@ def _effect(study: Study, one: Effect) -> dict[str, Any]:
             label: _iso(one.afters[model].done_by()["mid"])
             for model, label in enumerate(study.labels)
         },
-        "tokens": None if told is None else told.answer.tokens,
+        "tokens": None if told is None else by_itself(told),
         "cost": None if told is None else told.answer.cost,
         "no_orders": one.after.why or None,
     }
