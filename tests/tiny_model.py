@@ -26,8 +26,10 @@ def write_tiny(
     template: str | None = TEMPLATE,
     context: int = 256,
     broken_token: str | None = None,
+    stops: bool = True,
 ) -> Path:
-    """A model folder; a prompt with ``broken_token`` in it makes the logits NaN."""
+    """A model folder. A prompt with ``broken_token`` in it makes the logits NaN; without ``stops``
+    a greedy answer ends by its length only: the token that would end it is never the likeliest."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer([TEXT] * 3, vocab=300)
     special = [AddedToken(name, special=True) for name in ("<|im_start|>", "<|im_end|>")]
@@ -51,6 +53,8 @@ def write_tiny(
         for name, parameter in decoder.named_parameters():
             if not name.endswith("norm.weight"):
                 parameter.mul_(12.0)
+        if not stops:
+            decoder.embedding.weight[tokenizer.token_to_id("<|im_end|>")] = 0.0
         if broken_token is not None:
             decoder.embedding.weight[tokenizer.token_to_id(broken_token)] = float("nan")
     tensors = dict(decoder.named_parameters())

@@ -22,6 +22,7 @@ from atoll.model import Count
 from atoll.site import HERE, Link, Name, Network, Site, paths, require_known
 from atoll.strict import Noun
 from atoll.supply import Change, Costs, Delivery, Dollars, Failures, Lease, Which
+from atoll.traffic import Traffic, with_day_file
 
 
 def _known_chip(value: str) -> str:
@@ -120,6 +121,7 @@ class Fleet(Noun):
     withdrawal: list[Change] = []
     failures: Failures | None = None
     costs: Costs | None = None
+    traffic: list[Traffic] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -146,6 +148,7 @@ class Fleet(Noun):
                 message, key = "zero chips, and none are delivered", f"island[{index}].nodes"
                 raise InputError(message, key=key, value=0, fix=fix)
         _possible_shares(self.shares, self.island)
+        self._require_servers()
         return self
 
     def _require_clock(self, island: Island, index: int) -> None:
@@ -155,6 +158,29 @@ class Fleet(Noun):
         except InputError as error:
             error.key = f"island[{index}].hours"
             raise
+
+    def _require_servers(self) -> None:
+        """InputError for traffic of an island that is not there, or that cannot say its hours."""
+        islands = {island.name: island for island in self.island}
+        for index, one in enumerate(self.traffic):
+            key = f"traffic[{index}].island"
+            require_known(one.island, list(islands), key=key, what="islands")
+            if one.island in [other.island for other in self.traffic[:index]]:
+                message, fix = "serves other traffic already", "one [[traffic]] for each island"
+                raise InputError(message, key=key, value=one.island, fix=fix)
+            if islands[one.island].hours is not None:
+                fix = "leave hours out of the island: the plan finds them from the traffic"
+                raise InputError("has hours of its own", key=key, value=one.island, fix=fix)
+            if self.offset_of(islands[one.island].site) is None:
+                site = islands[one.island].site
+                fix = f'write utc = "+08:00" in the [[site]] named "{site}"'
+                message = "the offset from UTC of its site is not known"
+                raise InputError(message, key=key, value=one.island, fix=fix)
+
+    @property
+    def shares_hours(self) -> bool:
+        """Whether chips are lent to training at some hours of the day only."""
+        return bool(self.traffic) or any(island.hours is not None for island in self.island)
 
     def hours_of(self, island: Island) -> Hours | None:
         """The hours of the day at which an island may be used; None: always."""
@@ -173,7 +199,7 @@ class Fleet(Noun):
 
         InputError for whatever is wrong.
         """
-        return cls.from_dict(_with_chip_files(strict.load_toml(path), Path(path)), file=path)
+        return cls.from_dict(_with_other_files(strict.load_toml(path), Path(path)), file=path)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, file: Path | str | None = None) -> Fleet:
@@ -196,6 +222,15 @@ class Fleet(Noun):
                 fix = f"its first delivery is on {day}: until then leave it out of this file"
                 message, key = "this island has no chips yet", f"island[{index}].nodes"
                 raise InputError(message, file=file, key=key, value=0, fix=fix)
+
+    def require_no_traffic(self, *, file: Path | str | None = None) -> None:
+        """InputError for an island that serves people: only a plan knows when it is free."""
+        for index, one in enumerate(self.traffic):
+            fix = "atoll plan RECIPE FLEET --executor atoll --save plan.json, then train plan.json;"
+            fix += f' or write hours = "22:00-07:00" for {one.island} instead of its [[traffic]]'
+            message, key = "this island serves people, at hours that a plan finds", "island"
+            key = f"traffic[{index}].{key}"
+            raise InputError(message, file=file, key=key, value=one.island, fix=fix)
 
     def stock(self, day: date | None = None, *, which: Which = "mid") -> Fleet:
         """The fleet as it stands on a day: deliveries, withdrawals, leases until then are applied.
@@ -290,12 +325,14 @@ class Fleet(Noun):
         return paths(self.site, self.link, a, b)
 
 
-def _with_chip_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The tables of a fleet file with the paths of chips as they are from anywhere."""
-    islands = data.get("island")
-    if not isinstance(islands, list):
-        return data
-    return {**data, "island": [with_chip_file(island, file.parent) for island in islands]}
+def _with_other_files(data: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The tables of a fleet file with paths of chips from anywhere, and CSV files as numbers."""
+    tables = {"island": with_chip_file, "traffic": with_day_file}
+    found = dict(data)
+    for name, resolved in tables.items():
+        if isinstance(listed := data.get(name), list):
+            found[name] = [resolved(table, file.parent) for table in listed]
+    return found
 
 
 def with_chip_file(table: Any, folder: Path) -> Any:

@@ -12,7 +12,7 @@ from atoll.recipe import Recipe, unsupported_features
 RECIPES = ("tiny", "quickstart", "quickstart-zh")
 FLEETS = ("one", "two-equal", "three-to-one", "three", "reshare", "two-kinds", "night-shift")
 PLANNED_RECIPES = ("dense-400b", "moe-700b")
-PLANNED_FLEETS = ("hundred-thousand", "ordering-2025", "scarce-2024", "two-sites")
+PLANNED_FLEETS = ("day-and-night", "hundred-thousand", "ordering-2025", "scarce-2024", "two-sites")
 """Too large for this machine: they are examples for `plan`."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -11,6 +12,9 @@ pytest.importorskip("scipy", reason="atoll orders needs SciPy")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.pure.order_cases import (
+    SPEED,
+    START,
+    WATTS,
     allowed,
     budget,
     case_of,
@@ -30,7 +34,7 @@ from atoll.planning.programme import Programme
 from atoll.planning.shortage import NoOrders
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(case=cases())
 def test_soonest_and_then_cheapest_as_by_brute_force(case: Case) -> None:
     months, every = months_of(case.offers), every_order(case)
@@ -69,7 +73,7 @@ def test_most_by_a_day_as_by_brute_force(case: Case, step: int) -> None:
     assert tokens_by(case, placed(answer), end) == pytest.approx(answer.tokens)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(case=cases())
 def test_what_is_said_to_be_missing_is_enough(case: Case) -> None:
     programme = Programme(case)
@@ -140,6 +144,61 @@ def test_what_one_more_unit_is_worth_is_what_it_brings() -> None:
     assert worth["budget", "money"] == pytest.approx((most(520, 100) - most(500, 100)) / 20)
     # One more chip of a takes 10 CNY from b.
     assert worth["stock", "a"] == pytest.approx(90 * DAY * (3.0 - 5.0 / 2))
+
+
+def test_one_more_watt_at_each_site_is_worth_what_it_brings() -> None:
+    two = [offer(stock=500), offer("b", site="johor", stock=500)]
+
+    def most(home: float, johor: float) -> float:
+        case = case_of(offers_of(offer=two), 1e12, power={"home": home, "johor": johor})
+        return orders(case, goal="largest", by=date(2025, 4, 1)).tokens
+
+    case = case_of(offers_of(offer=two), 1e12, power={"home": 1000.0, "johor": 900.0})
+    answer = orders(case, goal="largest", by=date(2025, 4, 1))
+    worth = {one.group: one.value for one in answer.worths}
+    assert set(worth) == {("power", "home"), ("power", "johor")}
+    # A chip of a draws 100 W, one of b 150 W.
+    assert worth["power", "home"] == pytest.approx((most(1100, 900) - most(1000, 900)) / 100)
+    assert worth["power", "johor"] == pytest.approx((most(1000, 1050) - most(1000, 900)) / 150)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=cases(), goal=st.sampled_from(["largest", "cheapest"]))
+def test_one_more_chip_for_nothing_is_worth_what_it_brings(case: Case, goal: str) -> None:
+    """Against the same fractions of lots beside a fleet that holds the chips."""
+    last, by = 2, date(2025, 4, 1)
+    try:
+        answer = orders(case, goal=goal, by=by)
+    except NoOrders:
+        return
+    for one in answer.chips:
+        _, since = one.group[1].rsplit(" from ", 1)
+        offers = case.offers.offer
+        named = [
+            o for o in offers if one.group[1] == f"{o.chip} at {o.site} from {since}"
+        ]  # fmt: skip
+        day = float(date.fromisoformat(since).toordinal())
+        # Chips are all of one kind here: whose speed it is, is that of the first by name.
+        first = min(named, key=lambda o: (START.toordinal() + o.lead_days, o.name))
+        if START.toordinal() + first.lead_days != day:
+            continue
+        n = first.lot
+        there = OwnChange(day=day, site=first.site, speed=n * SPEED[first.name],
+                          watts=n * WATTS[first.name])  # fmt: skip
+        more = replace(case, own=[*case.own, there])
+        values = []
+        for which in (case, more):
+            programme = Programme(which)
+            rows = list(programme.rows)
+            if goal == "cheapest":
+                rows.append(programme.tokens_row(last))
+                found = programme.solve(programme.cost, rows, last=last, whole=False)
+                values.append(-found.value if found is not None else None)
+            else:
+                values.append(programme.most_tokens(rows, last))
+        if values[1] is not None and values[1] > -1e300:
+            gain = (values[1] - values[0]) / n
+            assert one.value == pytest.approx(gain, rel=1e-5, abs=1e-6 * abs(values[0]) + 1e-9)
 
 
 def test_cheapest_saves_money_where_there_is_time() -> None:

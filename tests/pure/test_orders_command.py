@@ -14,6 +14,12 @@ from tests.pure.order_cases import FLEET, OFFERS, RECIPE, START, budget, offer, 
 from atoll.cli import main
 from atoll.errors import InputError
 
+RANGE = {"low": "1 CNY", "mid": "2 CNY", "high": "3 CNY"}
+
+
+def share(name: str, *of: str, **bound: float) -> dict:
+    return {"name": name, "sellers": [f"seller of {one}" for one in of], **bound}
+
 
 @pytest.mark.parametrize(
     ("changes", "words"),
@@ -50,6 +56,29 @@ from atoll.errors import InputError
         ({"limit": [{"name": "x", "sellers": ["seller of a"]}]}, "one of at_least and at_most"),
         ({"exchange_rate": [{"from": "USD", "to": "CNY", "rate": -7.0}]}, "greater than 0"),
         ({"currency": "EUR"}, "no budget is in it"),
+        ({"offer": [offer(price="20 T CNY")]}, "price.*is no price of a chip"),
+        ({"offer": [offer(mode="lease")]}, "mode: does not go with kind = buy"),
+        ({"offer": [offer(hq="XX")]}, "hq.*there is no such country"),
+        ({"offer": [offer(price={"low": "1 CNY", "mid": "2 CNY"})]}, "price.high: this key is mis"),
+        ({"offer": [offer(price=RANGE | {"hi": "9 CNY"})]}, "price.hi: there is no such key"),
+        ({"offer": [offer(price=RANGE | {"low": "9 CNY"})]}, "price: must hold low <= mid <= high"),
+        ({"offer": [offer(price=RANGE | {"high": "9 USD"})]}, "price: holds two currencies"),
+        ({"offer": [offer(price=RANGE | {"high": 9})]}, "price = 9: must be text in quotes"),
+        ({"offer": [offer(stock={"low": -1, "mid": 4, "high": 5})]}, "stock.low = -1: is no"),
+        ({"offer": [offer(lead={"low": "1 d", "mid": "2 d", "high": "9"})]}, "lead.*needs a unit"),
+        (
+            {"budget": [budget(), budget("typo", amount="5 CYN")]},
+            r"budget\[1\].amount.*nothing is priced in CYN.*\n.*nearest: .CNY",
+        ),
+        ({"limit": [share("x", "a", at_least=0.6), share("y", "a", at_most=0.3)]},
+         r"limit\[1\]: no spend can meet x \(at least 60 %\) and y \(at most 30 %\) together"),
+        ({"offer": [offer(), offer("b")],
+          "limit": [share("x", "a", at_least=0.6), share("z", "a", "b", at_most=0.9),
+                    share("y", "b", at_least=0.5)]},
+         r"no spend can meet x \(at least 60 %\) and y \(at least 50 %\) together"),
+        ({"exchange_rate": [{"from": "USD", "to": "USD", "rate": 1.0}]}, "between two currencies"),
+        ({"exchange_rate": [{"from": "USD", "to": "CNY", "rate": 7.0},
+                            {"from": "CNY", "to": "USD", "rate": 0.1}]}, "CNY and USD is there tw"),
         (
             {
                 "offer": [offer(price="3 USD")],
@@ -63,6 +92,17 @@ def test_bad_input_is_one_clear_error(changes: dict, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         offers_of(**changes)
     assert caught.value.exit_code == 2
+
+
+def test_limits_that_can_be_met_together_are_taken() -> None:
+    two = [offer(), offer("b")]
+    for limits in (
+        [share("x", "a", at_least=0.6), share("y", "b", at_most=0.4)],
+        [share("x", "a", at_least=0.6), share("y", "a", at_most=0.6)],
+        [share("x", "a", at_least=0.6), share("y", "a", at_most=0.3) | {"place": "CN"}],
+        [share("x", "a", at_most=0.1)],
+    ):
+        assert len(offers_of(offer=two, limit=limits).limit) == len(limits)
 
 
 def ran(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -15,7 +15,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("units", "digest", "strict"),
     ("facts", "model", "supply", "hours"),
-    ("site",),
+    ("site", "traffic"),
     ("fleet", "recipe"),
     ("plan", "run"),
     ("backends", "data", "crew", "planning", "history"),
@@ -29,7 +29,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 
 PURE = (
     *("errors", "units", "digest", "strict", "facts", "model", "supply", "hours", "site"),
-    *("fleet", "recipe"),
+    *("traffic", "fleet", "recipe"),
     *("plan", "run", "history"),
 )
 """Parts that need neither torch nor numpy."""

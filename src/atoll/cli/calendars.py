@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from atoll.planning.calendar import Calendar
     from atoll.planning.deadline import Deadline
     from atoll.planning.planner import Answer, Asked
+    from atoll.planning.sharing import Sharing
     from atoll.planning.whatif import WhatIf
     from atoll.recipe import Recipe
 
@@ -71,11 +72,15 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """The run over time, the largest model by a day, other fleets; empty without a first day."""
+    """The run over time, the largest model by a day, other fleets; empty without a first day.
+
+    `sharing` is the day of a fleet that lends chips by the hour.
+    """
 
     calendar: Calendar | None = None
     deadline: Deadline | None = None
     what_if: tuple[WhatIf, ...] = ()
+    sharing: Sharing | None = None
 
 
 def wanted(
@@ -102,7 +107,11 @@ def require_none(asked: Wanted, emit: str) -> None:
 def find(recipe: Recipe, fleet: Fleet, asked: Asked, wanted: Wanted) -> tuple[Answer, Times]:
     """The plan of the first day that has one, and the run over time where a day was given."""
     from atoll.planning.planner import plan
+    from atoll.planning.sharing import share
 
+    if asked.day is None and fleet.shares_hours:
+        day = share(recipe, fleet, asked)
+        return day.answer, Times(sharing=day)
     if asked.day is None:
         return plan(recipe, fleet, asked), Times()
     from atoll.planning.calendar import calendar_of, first_plan
@@ -124,7 +133,9 @@ def find(recipe: Recipe, fleet: Fleet, asked: Asked, wanted: Wanted) -> tuple[An
         others = compare(
             wanted.what_if, run, fleet, asked, found, by=wanted.by, family=recipe, report=report
         )
-    return answer, Times(calendar=found, deadline=deadline, what_if=others)
+    by_hours = replace(asked, day=answer.day)
+    shared = share(run, fleet, by_hours) if fleet.shares_hours else None
+    return answer, Times(calendar=found, deadline=deadline, what_if=others, sharing=shared)
 
 
 @contextmanager
@@ -138,15 +149,33 @@ def _progress(text: str) -> Iterator[Callable[[str], None]]:
 
 
 def as_json(found: Times) -> dict[str, Any]:
-    """The keys `done_by`, `calendar`, `deadline`, `what_if`: null without a first day."""
+    """The keys `done_by`, `calendar`, `deadline`, `what_if`: null without a first day; `sharing`:
+    null unless chips are lent by the hour.
+    """
+    from atoll.planning.sharetable import as_json as shared
+
+    day = {"sharing": None if found.sharing is None else shared(found.sharing)}
     if found.calendar is None:
-        return {"done_by": None, "calendar": None, "deadline": None, "what_if": None}
+        return {"done_by": None, "calendar": None, "deadline": None, "what_if": None} | day
     from atoll.planning.calendartable import as_json as plain
     from atoll.planning.deadline import as_json as size
     from atoll.planning.whatif import as_json as others
 
     what_if = others(found.what_if, found.calendar)
-    return plain(found.calendar) | size(found.deadline) | {"what_if": what_if}
+    return plain(found.calendar) | size(found.deadline) | {"what_if": what_if} | day
+
+
+def show_day(found: Sharing, console: Console) -> None:
+    """The shared day: what it is worth, a line for each run of like hours, what to know."""
+    from atoll.planning.sharetable import notes, shown_hours, summary
+
+    head, rows = shown_hours(found)
+    console.print("\n[dim]by the hour[/]")
+    _table(console, head, rows, left=(head[0],), wraps="")
+    for name, text in summary(found):
+        console.print(f"[bold]{name:<10}[/]{text}", soft_wrap=True, highlight=False)
+    for line in notes(found):
+        console.print(f"  {line}", soft_wrap=True, markup=False)
 
 
 def show(found: Times, console: Console) -> None:

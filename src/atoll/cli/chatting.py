@@ -67,7 +67,7 @@ def chat(
     seed: Seed = None,
     url: Url = None,
     api_key_file: KeyFile = None,
-    device: Device = "cpu",
+    device: Device = None,
     memory: Memory = None,
     fast: Fast = False,
     threads: Threads = None,
@@ -106,7 +106,12 @@ def chat(
 
 @contextmanager
 def _here(
-    model: str, step: int | None, device: str, memory: str | None, fast: bool, threads: int | None
+    model: str,
+    step: int | None,
+    device: str | None,
+    memory: str | None,
+    fast: bool,
+    threads: int | None,
 ) -> Iterator[Speaker]:
     from atoll.serving.speakers import Here
 

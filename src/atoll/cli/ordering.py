@@ -15,8 +15,8 @@ from atoll.errors import InputError
 if TYPE_CHECKING:
     from datetime import date
 
-    from atoll.planning.orders import Goal
     from atoll.planning.purchase import Told
+    from atoll.planning.worth import Goal
 
 FLEET_KEYS = ("island[", "site[", "withdrawal[")
 OFFERS_KEYS = ("offer[", "budget[", "limit[")

@@ -256,16 +256,17 @@ def _found(
     InputError names the file that a fault of an island stands in.
     """
     from atoll.fleet import Fleet
-    from atoll.planning.planner import plan as find
+    from atoll.planning.sharing import plan_by_hours
     from atoll.recipe import Recipe
 
     read, stock = Recipe.load(recipe, changes), Fleet.load(fleet)
     try:
         if wanted is None:
-            return find(read, stock, asked), calendars.Times()
+            return plan_by_hours(read, stock, asked), calendars.Times()
         return calendars.find(read, stock, asked, wanted)
     except InputError as fault:
-        if fault.file is None and (fault.key or "").startswith(("island[", "site[", "withdrawal[")):
+        tables = ("island[", "site[", "withdrawal[", "traffic[")
+        if fault.file is None and (fault.key or "").startswith(tables):
             fault.file = str(fleet)
         raise
 
@@ -287,7 +288,10 @@ def _written(
     if report is not None:
         from atoll.planning.report import report_of
 
-        page = report_of(answer, course.calendar, deadline=course.deadline, what_if=course.what_if)
+        page = report_of(
+            answer, course.calendar, deadline=course.deadline, what_if=course.what_if,
+            sharing=course.sharing,
+        )  # fmt: skip
     if emit is not None and to is not None:
         from atoll.planning.emit import emit as write_files
 
@@ -368,6 +372,8 @@ def _show(answer: Answer, course: calendars.Times | None = None) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    if course is not None and course.sharing is not None:
+        calendars.show_day(course.sharing, console)
     if course is not None and course.calendar is not None:
         calendars.show(course, console)
     for title, lines in (

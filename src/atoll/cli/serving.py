@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,7 +34,14 @@ Model = Annotated[
         "or smollm2: weights inside a package.",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, or as torch.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where to compute, as torch names it, such as cpu.",
+        show_default="this machine's best",
+    ),
+]
 Concurrency = Annotated[
     int, typer.Option("--max-concurrency", metavar="N", min=1, help="Requests computed at a time.")
 ]
@@ -85,7 +92,7 @@ def serve(
     port: Port = 8000,
     api_key_file: KeyFile = None,
     name: Name = None,
-    device: Device = "cpu",
+    device: Device = None,
     max_concurrency: Concurrency = 8,
     memory: Memory = None,
     max_queue: Queue = 64,
@@ -195,7 +202,7 @@ def opened(
     model: str,
     *,
     step: int | None,
-    device: str,
+    device: str | None,
     max_concurrency: int,
     memory: str | None,
     max_queue: int,
@@ -214,7 +221,7 @@ def opened(
     language = Language(loaded)
     engine = open_engine(
         loaded,
-        device=device,
+        device=_device(device),
         max_concurrency=max_concurrency,
         memory=size,
         max_queue=max_queue,
@@ -226,6 +233,23 @@ def opened(
     finally:
         engine.close()
         language.close()
+
+
+def _device(name: str | None) -> Any:
+    """A torch device that is there. InputError."""
+    import torch
+
+    from atoll import backends
+
+    if name is None:
+        return backends.here().device(0)
+    try:
+        found = torch.device(name)
+        torch.zeros(1, device=found).cpu()
+    except Exception as error:  # torch raises several kinds for what is not there
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"is no device here: {reason}", key="--device", value=name) from error
+    return found
 
 
 def load(model: str, *, step: int | None) -> Loaded:

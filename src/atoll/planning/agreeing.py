@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 
 from atoll.planning.case import Case
-from atoll.planning.orders import Goal, Ordered, orders, with_worths
+from atoll.planning.orders import Ordered, orders, with_worths
 from atoll.planning.progress import Progress, Speeds, progress
 from atoll.planning.shortage import NoOrders
+from atoll.planning.worth import Goal
 
 TOLERANCE = 0.02
 """What is promised and what is planned agree within this part of the time (at least a day), or of

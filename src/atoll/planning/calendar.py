@@ -42,7 +42,9 @@ class Rated:
     """A stock and how fast it computes: tokens a second after failures, or why it does not.
 
     `chips` is what is there by island; `answer` may be the plan of a smaller stock. `unpowered` is
-    how many of the chips have no power.
+    how many of the chips have no power. Where chips are lent by the hour (`sharing`) the plan is
+    that of the hours at which they are; `share` is what a mean second of the day makes beside one
+    of these hours, `parts` the part of the day that an island's chips train.
     """
 
     chips: Mapping[str, int]
@@ -50,12 +52,15 @@ class Rated:
     goodput: Goodput | None
     why: str = ""
     unpowered: Mapping[str, int] = field(default_factory=dict)
+    share: float = 1.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     def rate(self, which: Which = "mid") -> float:
         """Tokens a second that stay; "low" is slow."""
         if self.answer is None or self.goodput is None:
             return 0.0
-        return float(getattr(self.answer.tokens_per_second, which)) * self.goodput.factor
+        speed = float(getattr(self.answer.tokens_per_second, which))
+        return speed * self.goodput.factor * self.share
 
     @property
     def used(self) -> int:
@@ -115,11 +120,12 @@ class Period:
         }
         return {name: number for name, number in idle.items() if number > 0}
 
-    def working(self) -> dict[str, int]:
-        """Chip -> how many of it take part."""
-        counts: dict[str, int] = {}
+    def working(self) -> dict[str, float]:
+        """Chip -> how many of it take part, on average over a day."""
+        counts: dict[str, float] = {}
         for one in self.rated.answer.islands if self.rated.answer is not None else ():
-            counts[one.machine.chip] = counts.get(one.machine.chip, 0) + one.chips
+            part = self.rated.parts.get(one.island.name, 1.0)
+            counts[one.machine.chip] = counts.get(one.machine.chip, 0.0) + one.chips * part
         return counts
 
 
@@ -203,6 +209,7 @@ class Rates:
         alike = known is not None and known.recipe == recipe and _same_islands(known.fleet, fleet)
         self.known: dict[tuple[int, ...], Rated] = known.known if known and alike else {}
         self.quick: dict[tuple[int, ...], Rated] = known.quick if known and alike else {}
+        self._at_all_hours: Rates | None = None
 
     def know(self, answer: Answer) -> None:
         """A plan that was made before, so that it is not made again."""
@@ -258,6 +265,8 @@ class Rates:
         if not stock.island:
             return Rated(chips=chips, answer=None, goodput=None, why="no chips")
         try:
+            if stock.shares_hours:
+                return self._over_a_day(stock, asked)
             answer = plan(self.recipe, stock, asked)
         except (NoPlan, InputError) as fault:
             first, *more = (" ".join(line.split()) for line in str(fault).splitlines())
@@ -265,6 +274,14 @@ class Rates:
             return Rated(chips=chips, answer=None, goodput=None, why=why)
         goodput = goodput_of(answer, self.fleet.failures)
         return Rated(chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered)
+
+    def _over_a_day(self, stock: Fleet, asked: Asked) -> Rated:
+        """A stock whose chips are lent by the hour: the mean of a day."""
+        from atoll.planning.sharing import as_if_always, over_a_day
+
+        if self._at_all_hours is None:
+            self._at_all_hours = Rates(self.recipe, as_if_always(self.fleet), self.asked)
+        return over_a_day(self.recipe, stock, asked, self._at_all_hours)
 
     def _best(self, key: tuple[int, ...]) -> Rated:
         """The plan of this stock, or a faster one that was found for a part of it."""
@@ -280,7 +297,8 @@ def _same_islands(a: Fleet, b: Fleet) -> bool:
     """Whether two fleets differ in nothing but how many chips they hold when."""
     bare = {"nodes": 0, "lease": None}
     one, other = ([each.model_copy(update=bare) for each in fleet.island] for fleet in (a, b))
-    return (one, a.site, a.link, a.failures) == (other, b.site, b.link, b.failures)
+    same = (a.site, a.link, a.failures, a.traffic) == (b.site, b.link, b.failures, b.traffic)
+    return same and one == other
 
 
 def run_through(
@@ -309,15 +327,17 @@ def first_plan(recipe: Recipe, fleet: Fleet, asked: Asked) -> Answer:
     Rules are asked as in `calendar_from`. InputError for what is wrong; `NoPlan` if the model fits
     on no day, saying by how much.
     """
+    from atoll.planning.sharing import plan_by_hours
+
     assert asked.day is not None, "a calendar begins on a day"
     try:
-        return plan(recipe, fleet, asked)
+        return plan_by_hours(recipe, fleet, asked)
     except (NoPlan, NoPlacement, InputError) as fault:
         faults: list[AtollError] = [fault]
     left, _, free = by_rules(fleet, asked)
     for day in left.change_days(asked.day):
         try:
-            return plan(recipe, left, replace(free, day=day))
+            return plan_by_hours(recipe, left, replace(free, day=day))
         except (NoPlan, InputError) as fault:
             faults.append(fault)
     misfits = [fault for fault in faults if isinstance(fault, NoPlan)]
@@ -331,7 +351,8 @@ def calendar_of(answer: Answer, fleet: Fleet, asked: Asked) -> Calendar:
     """
     assert asked.day is not None, "a calendar begins on a day"
     rates = Rates(answer.recipe, fleet, asked)
-    rates.know(answer)
+    if not fleet.shares_hours:  # else it is the plan of some hours, not of a day
+        rates.know(answer)
     return calendar_from(rates, asked.day)
 
 

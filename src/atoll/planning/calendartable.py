@@ -34,7 +34,7 @@ def _row(calendar: Calendar, period: Period) -> list[str]:
         return [end, rated.why.partition(": ")[0], "0", f"{rated.present:,}", "0", "-", *done]
     names = ", ".join(one.island.name for one in rated.answer.islands)
     idle = f"{rated.present - rated.used:,}"
-    speed = format_count(rated.answer.tokens_per_second.mid)
+    speed = format_count(rated.answer.tokens_per_second.mid * rated.share)
     good = f"{100 * rated.goodput.factor:.1f} %"
     return [end, names, f"{rated.used:,}", idle, speed, good, *done]
 
@@ -80,7 +80,7 @@ def as_json(calendar: Calendar) -> dict[str, Any]:
             "periods": [_plain(calendar, period) for period in calendar.mid.periods],
             "draws": None if draws is None else {
                 "number": draws.number, "seed": draws.seed, "never": draws.never,
-                "plans": draws.plans,
+                "plans": draws.plans, "off": draws.off,
                 **{name: _iso(calendar.day(end)) for name, end in draws.quantiles().items()},
             },
             "cost": cost_json(cost_of(calendar)),
@@ -104,7 +104,7 @@ def _plain(calendar: Calendar, period: Period) -> dict[str, Any]:
         "idle": rated.present - rated.used,
         "unpowered": period.unpowered(),
         "shares": {} if answer is None else {one.island.name: one.grains for one in answer.islands},
-        "tokens_per_second": 0.0 if answer is None else answer.tokens_per_second.mid,
+        "tokens_per_second": 0.0 if answer is None else answer.tokens_per_second.mid * rated.share,
         "goodput": None if good is None else good.factor,
         "goodput_going_on": None if good is None else good.going_on,
         "goodput_restarting": None if good is None else good.restarting,

@@ -39,6 +39,9 @@ CLOSE = 0.01
 MOST = 24
 """Stocks that are planned for a period at most."""
 
+FEW = 6
+"""The same where chips are lent by the hour, and a stock is a plan for each of many hours."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
@@ -290,7 +293,7 @@ def _line(rates: Rates, whole: Floats) -> _Line:
     size = by_peak if size is None else size
     for end in (np.argmin, np.argmax):
         planned(int(end(size)))
-    off = _refine(size, found, planned)
+    off = _refine(size, found, planned, most=FEW if rates.fleet.shares_hours else MOST)
     runs = sorted(found, key=lambda run: (size[run], _row(found[run])))
     places = size[runs]
     once = np.flatnonzero(np.diff(places, append=math.inf) > 0)
@@ -298,7 +301,9 @@ def _line(rates: Rates, whole: Floats) -> _Line:
     return _Line(size=size, places=places[once], rows=table[once], off=off)
 
 
-def _refine(size: Floats, found: Mapping[int, Rated], plan: Callable[[int], None]) -> float:
+def _refine(
+    size: Floats, found: Mapping[int, Rated], plan: Callable[[int], None], *, most: int
+) -> float:
     """Plans more runs where a planned one is off the line of its neighbours; how far one still is.
 
     A gap is as bad as the worse one of its ends, and is halved by the middle run inside of it.
@@ -314,7 +319,7 @@ def _refine(size: Floats, found: Mapping[int, Rated], plan: Callable[[int], None
         offs.append(offs[0])
         worst = sorted(range(len(points) - 1), key=lambda gap: -max(offs[gap], offs[gap + 1]))
         for gap in worst:
-            if len(points) >= MOST or max(offs[gap], offs[gap + 1]) < CLOSE:
+            if len(points) >= most or max(offs[gap], offs[gap + 1]) < CLOSE:
                 return max((off for off in offs if math.isfinite(off)), default=0.0)
             low = int(np.searchsorted(sizes, points[gap][0], side="right"))
             high = int(np.searchsorted(sizes, points[gap + 1][0], side="left"))
@@ -364,7 +369,7 @@ def _row(rated: Rated) -> Row:
         return 0.0, 0.0, 0.0, 1.0, 1.0
     step = answer.step_seconds
     return (
-        answer.tokens_per_second.mid, good.per_second, good.lost,
+        answer.tokens_per_second.mid * rated.share, good.per_second, good.lost,
         step.low / step.mid, step.high / step.mid,
     )  # fmt: skip
 

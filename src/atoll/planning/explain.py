@@ -224,7 +224,7 @@ def plan_of(answer: Answer) -> Plan:
                 devices=one.island.num_chips * one.machine.devices_per_chip,
                 threads=one.island.threads, layout=one.layout,
                 share=float(one.grains) if index == 0 or way.chain is None else 0.0,
-                start=one.island.start, stages=stages,
+                start=one.island.start, stages=stages, hours=_hours(answer, one),
                 pipeline=0 if way.chain is not None else None,
             )
         )  # fmt: skip
@@ -240,6 +240,12 @@ def plan_of(answer: Answer) -> Plan:
         estimates=estimates(answer),
         left_out=list(answer.rejected),
     )  # fmt: skip
+
+
+def _hours(answer: Answer, one: IslandAnswer) -> str | None:
+    """The hours of an island with their offset from UTC, as they are read anywhere."""
+    hours = answer.fleet.hours_of(one.island)
+    return None if hours is None else hours.text
 
 
 def _finite(value: float) -> float | None:

@@ -6,7 +6,7 @@ The nouns of an offers file and its strict loading. Money is text with a currenc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,6 +26,9 @@ from atoll.fleet import ChipName, with_chip_file
 from atoll.site import Country, Name, Network
 from atoll.strict import Noun
 from atoll.supply import Day, Which
+
+DEAREST = 1e12
+"""Money for a chip, or for a chip and second: more is a slip of the pen."""
 
 LONGEST_LEAD = 3650.0
 """Days: a lead time above ten years is a slip of the pen."""
@@ -143,6 +146,9 @@ class Offer(Window):
         if number == 0:
             fix = "what costs nothing belongs into the fleet's [[delivery]]"
             raise InputError("a price is more than 0", key="price", value=self.price, fix=fix)
+        if number > DEAREST:
+            fix = f"at most {DEAREST:.0e}"
+            raise InputError("is no price of a chip", key="price", value=self.price, fix=fix)
         if self.lot > self.stock:
             fix = f"a lot of at most {self.stock}, or a larger stock"
             raise InputError("is more than the stock", key="lot", value=self.lot, fix=fix)
@@ -243,6 +249,35 @@ class Limit(Noun):
             raise InputError("a limit holds one of at_least and at_most", fix=fix)
         return self
 
+    def words(self) -> str:
+        """What it asks for."""
+        if self.at_least is not None:
+            return f"at least {100 * self.at_least:g} %"
+        return f"at most {100 * (self.at_most or 0.0):g} %"
+
+
+def _can_be(limits: Iterable[Limit]) -> bool:
+    """Whether shares of sellers that add up to 1 can meet limits of one place.
+
+    Sellers that the same limits name are one; there is always somebody whom none names.
+    """
+    from scipy.optimize import linprog
+
+    held = list(limits)
+    sellers = {seller for one in held for seller in one.sellers}
+    kinds = sorted({tuple(seller in one.sellers for one in held) for seller in sellers})
+    kinds.append((False,) * len(held))
+    rows, high = [], []
+    for place, one in enumerate(held):
+        sign = -1.0 if one.at_least is not None else 1.0
+        rows.append([sign * kind[place] for kind in kinds])
+        high.append(sign * (one.at_least if one.at_least is not None else one.at_most or 0.0))
+    found = linprog(
+        [0.0] * len(kinds), A_ub=rows or None, b_ub=high or None,
+        A_eq=[[1.0] * len(kinds)], b_eq=[1.0],
+    )  # fmt: skip
+    return bool(found.status != 2)
+
 
 class ExchangeRate(Noun):
     """So many of the currency `to` are one of the currency `of` ("from" in the file)."""
@@ -250,6 +285,12 @@ class ExchangeRate(Noun):
     of: str = Field(alias="from", pattern=r"^[A-Z]{3}$", examples=["USD"])
     to: str = Field(pattern=r"^[A-Z]{3}$", examples=["CNY"])
     rate: float = Field(gt=0, le=1e9)
+
+    @model_validator(mode="after")
+    def _of_two(self) -> Self:
+        if self.of == self.to:
+            raise InputError("a rate is between two currencies", key="to", value=self.to)
+        return self
 
 
 class Offers(Noun):
@@ -276,6 +317,12 @@ class Offers(Noun):
     def _consistent(self) -> Self:
         for table in ("offer", "budget", "limit"):
             strict.unique(table, (one.name for one in getattr(self, table)))
+        pairs = [{one.of, one.to} for one in self.exchange_rate]
+        for index, pair in enumerate(pairs):
+            if pair in pairs[:index]:
+                key, fix = f"exchange_rate[{index}]", "one rate for two currencies, either way"
+                message = f"the rate between {' and '.join(sorted(pair))} is there twice"
+                raise InputError(message, key=key, fix=fix)
         if self.months % self.step_months:
             fix = f"months = {-(-self.months // self.step_months) * self.step_months}"
             message = f"is no multiple of step_months = {self.step_months}"
@@ -294,11 +341,13 @@ class Offers(Noun):
                     )
                     raise InputError("offers nothing here", key=key, value=seller, fix=fix)
         self._require_currencies()
+        self._require_possible_limits()
         return self
 
     def _require_currencies(self) -> None:
         """InputError for a currency that nobody pays in, or that cannot be added up."""
         known = sorted({one.currency for one in self.budget})
+        prices = {one.money()[1] for one in self.offer}
         rated = {one.of for one in self.exchange_rate} | {one.to for one in self.exchange_rate}
         converts = any(one.converts for one in self.budget)
         if self.currency is not None and self.currency not in (*known, *rated):
@@ -312,6 +361,35 @@ class Offers(Noun):
                 message = f"no budget pays in {currency}"
                 raise InputError(message, key=key, value=offer.price, fix=fix)
             self.rate(currency, self.added_in, key=key)
+
+        for index, budget in enumerate(self.budget):
+            if not budget.converts and budget.currency not in prices:
+                key, fix = (
+                    f"budget[{index}].amount",
+                    strict.nearest(budget.currency, sorted(prices), what="currencies of prices"),
+                )
+                message = f"nothing is priced in {budget.currency}, and the budget does not convert"
+                raise InputError(message, key=key, value=budget.amount, fix=fix)
+
+    def _require_possible_limits(self) -> None:
+        """InputError for limits of one place that no spend there can meet.
+
+        Shares of sellers, the others together as one more, add up to 1; the limits that forbid that
+        together are thinned out until any one less would do.
+        """
+        for place in dict.fromkeys(one.place for one in self.limit):
+            mine = [(index, one) for index, one in enumerate(self.limit) if one.place == place]
+            if _can_be(limit for _, limit in mine):
+                continue
+            for pair in list(mine):
+                fewer = [one for one in mine if one is not pair]
+                if not _can_be(limit for _, limit in fewer):
+                    mine = fewer
+            (index, last), others = mine[-1], [limit for _, limit in mine[:-1]]
+            said = " and ".join(f"{one.name} ({one.words()})" for one in [*others, last])
+            message = f"no spend can meet {said}" + (" together" if others else "")
+            fix = "widen one of them, or give them places of their own"
+            raise InputError(message, key=f"limit[{index}]", fix=fix)
 
     @property
     def added_in(self) -> str:

@@ -13,16 +13,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from atoll.errors import InputError
-from atoll.planning.case import DAY, Case
+from atoll.planning.case import Case
 from atoll.planning.programme import (
     GAP,
     Column,
-    Group,
     Programme,
     Row,
     Solved,
@@ -30,10 +29,7 @@ from atoll.planning.programme import (
 )
 from atoll.planning.shortage import NoOrders, explain
 from atoll.planning.what import TOKENS_A_PARAMETER
-
-Goal = Literal["soonest", "cheapest", "largest"]
-NUDGE = 1e-3
-"""By so much of itself a budget or a power is raised to see what it is worth."""
+from atoll.planning.worth import Goal, Worth, worths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +51,6 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Worth:
-    """What one more unit of a thing brings: less cost, or more tokens by the end."""
-
-    group: Group
-    unit: str
-    value: float
-    days: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
     """What an answer was found from: the programme, lots by column, the step that counts."""
 
@@ -77,7 +63,8 @@ class Basis:
 class Ordered:
     """What to order, and what that comes to. Days are ordinals.
 
-    `unusable` are offers that are out of the calendar, or that no budget covers on the day.
+    `worths` are of what binds, `chips` of one more chip in hand of each kind. `unusable` are offers
+    that are out of the calendar, or that no budget covers on the day.
     """
 
     case: Case
@@ -92,6 +79,7 @@ class Ordered:
     bound: float
     proof: str
     worths: tuple[Worth, ...]
+    chips: tuple[Worth, ...]
     unusable: tuple[str, ...]
     seconds: float
     basis: Basis
@@ -274,7 +262,7 @@ def _ordered(
         case=case, goal=goal, orders=tuple(sorted(placed, key=lambda one: one.column.ordered)),
         last=day, finish=finish, tokens=tokens_on(programme, lots, day),
         cost=float(programme.cost @ lots), spend=spend, gap=found.gap, bound=found.bound,
-        proof=proof, worths=(), basis=Basis(programme=programme, lots=lots, last=last),
+        proof=proof, worths=(), chips=(), basis=Basis(programme=programme, lots=lots, last=last),
         unusable=tuple(one.name for one in case.offers.offer if one.name not in usable),
         seconds=time.perf_counter() - begun,
     )  # fmt: skip
@@ -284,59 +272,9 @@ def with_worths(answer: Ordered, case: Case | None = None) -> Ordered:
     """The answer with what one more unit of each thing is worth; `case` holds other speeds."""
     begun, basis = time.perf_counter(), answer.basis
     programme = basis.programme if case is None else Programme(case)
-    found = worths(programme, answer.goal, basis.lots, basis.last)
+    found, chips = worths(programme, answer.goal, basis.lots, basis.last)
     seconds = answer.seconds + time.perf_counter() - begun
-    return replace(answer, worths=tuple(found), seconds=seconds)
-
-
-def worths(programme: Programme, goal: Goal, lots: Any, last: int) -> list[Worth]:
-    """What one more unit of each thing is worth, the things that are worth nothing left out.
-
-    "cheapest": money saved; else tokens more by the end of the step, and the days that the speed at
-    its end needs for them.
-    """
-    case, day = programme.case, programme.bounds[last + 1]
-    rows = list(programme.rows)
-    if goal == "cheapest":
-        least, rows = programme.cost, [*rows, programme.tokens_row(last)]
-    else:
-        least = -programme.tokens_by(day)
-    base = programme.solve(least, rows, last=last, whole=False)
-    speed = programme.speed_on(day - 1e-6, lots)
-    found = []
-    if base is None:
-        return []
-    # A row with room to spare is worth nothing: without it the same lots are best.
-    tight = (row for row in rows if row.high - float(row.coefs @ base.lots) <= _room(row))
-    for group in dict.fromkeys(row.group for row in tight if row.group[0] != "tokens"):
-        by, unit = _nudge(case, group)
-        more = [row.loosened(by) if row.group == group else row for row in rows]
-        again = programme.solve(least, more, last=last, whole=False)
-        if again is None or base.value - again.value <= 1e-7 * abs(base.value):
-            continue
-        value = (base.value - again.value) / by
-        days = None if goal == "cheapest" or speed <= 0 else value / speed / DAY
-        found.append(Worth(group=group, unit=unit, value=value, days=days))
-    return found
-
-
-def _room(row: Row) -> float:
-    return 1e-6 * max(abs(row.high), float(np.abs(row.coefs).max(initial=0.0)))
-
-
-def _nudge(case: Case, group: Group) -> tuple[float, str]:
-    """By how much a group is loosened to see what it is worth, and the unit of that."""
-    kind, name = group
-    if kind == "budget":
-        budget = next(one for one in case.offers.budget if one.name == name)
-        return max(1.0, NUDGE * budget.number), budget.currency
-    if kind == "power":
-        return max(1.0, NUDGE * case.power[name]), "W"
-    if kind == "limit":
-        return NUDGE, "of the whole spend"
-    offer = next(one for one in case.offers.offer if one.name == name)
-    unit = "chip" if kind == "stock" else "chip a month"
-    return max(float(offer.lot), NUDGE * offer.stock), unit
+    return replace(answer, worths=tuple(found), chips=tuple(chips), seconds=seconds)
 
 
 def by_budget(answer: Ordered) -> list[tuple[str, float, float, str]]:

@@ -9,9 +9,10 @@ from atoll.facts.rules import NO_ADVICE
 from atoll.planning.agreeing import TOLERANCE, Solve
 from atoll.planning.closing import Ruled
 from atoll.planning.ends import WHICH
-from atoll.planning.orders import Order, Ordered, Worth, by_budget, largest_model
+from atoll.planning.orders import Order, Ordered, by_budget, largest_model
 from atoll.planning.purchase import Told
 from atoll.planning.shortage import name_of
+from atoll.planning.worth import Worth
 from atoll.units import format_count
 
 MOST_ROWS = 20
@@ -129,9 +130,14 @@ def sections(told: Told) -> list[tuple[str, list[str]]]:
     if len(binding) > MOST_LINES:
         rest = f"and {len(binding) - MOST_LINES} more that bind: --json has them all"
         binding = [*binding[:MOST_LINES], rest]
+    chips = [_worth_text(answer, one) for one in answer.chips[:MOST_LINES] if one.value > 0]
     left = [f"{name}: {rate.why}" for name, rate in told.rates.items() if rate.why]
     return [
         ("what binds, and what one more unit of it is worth (lots relaxed)", binding),
+        (
+            "one chip more that cost nothing, there from the first day on which one may arrive",
+            chips,
+        ),
         ("left out", left[:MOST_LINES]),
         ("refused by rules", told.ruled.lines() if told.ruled is not None else []),
         ("notes", notes(told)),
@@ -161,6 +167,10 @@ def notes(told: Told) -> list[str]:
         lines.append(
             f"never to be had: {names} (out of the calendar, refused, or no budget covers the days)"
         )
+    programme = answer.basis.programme
+    idle = [one.name for one in answer.case.offers.budget if not programme.spent(one).any()]
+    if idle:
+        lines.append(f"budgets that can pay nothing here (their days, place): {', '.join(idle)}")
     if not answer.orders:
         lines.append("nothing is to be ordered")
     if told.ruled is not None:
@@ -206,7 +216,6 @@ def as_json(told: Told) -> dict[str, Any]:
     flops, size, tokens = largest_model(told.agreed.tokens, told.flops_a_token)
     largest = {"flops": flops, "parameters": size, "tokens": tokens}
     found, ends, by_goal = told.agreed, told.ends, answer.goal == "largest"
-    added, together = told.standing
     return {
         "goal": answer.goal,
         "by": _day(answer.last),
@@ -233,30 +242,44 @@ def as_json(told: Told) -> dict[str, Any]:
         ],
         "gap": answer.gap,
         "proof": answer.proof,
-        "worth": [
-            {"what": " ".join(one.group), "unit": one.unit, "value": one.value, "days": one.days}
-            for one in _by_weight(answer)
-        ],
+        "worth": [_worth(one, " ".join(one.group)) for one in _by_weight(answer)],
+        "chips": [_worth(one, one.group[1]) for one in answer.chips],
         "rates": {
             name: {"tokens_per_second": rate.speed, "asked_for_chips": rate.chips, "why": rate.why}
             for name, rate in told.rates.items()
         },
         **_ruled(told.ruled),
+        **_solves(told),
+        "notes": notes(told),
+        "solve_seconds": answer.seconds,
+    }
+
+
+def _worth(one: Worth, what: str) -> dict[str, Any]:
+    return {"what": what, "unit": one.unit, "value": one.value, "days": one.days}
+
+
+def _solves(told: Told) -> dict[str, Any]:
+    """What the planner says beside the programme, for scripts."""
+    added, together = told.standing
+
+    def plain(value: float | None) -> float | str | None:
+        return value if told.answer.goal == "largest" else _iso(value)
+
+    return {
         "together": together,
         "added": added,
-        "agrees": found.agrees,
+        "agrees": told.agreed.agrees,
         "tolerance": TOLERANCE,
         "solves": [
             {
-                "promised": one.promised if by_goal else _iso(one.promised),
-                "planned": one.planned if by_goal else _iso(one.planned),
+                "promised": plain(one.promised),
+                "planned": plain(one.planned),
                 "cost": one.cost,
                 "only": one.only or None,
             }
-            for one in found.solves
+            for one in told.agreed.solves
         ],
-        "notes": notes(told),
-        "solve_seconds": answer.seconds,
     }
 
 

@@ -53,7 +53,7 @@ def plan(recipe: Recipe, fleet: Fleet, asked: Asked | None = None) -> Answer:
     asked = asked or Asked()
     answer = _planned(recipe, fleet, asked)
     answer = within_power(answer, lambda smaller: _planned(recipe, smaller, asked))
-    more = (*unknown_power(answer.fleet), *_later(fleet, asked.day))
+    more = (*unknown_power(answer.fleet), *later(fleet, asked.day))
     return replace(answer, notes=(*answer.notes, *more)) if more else answer
 
 
@@ -77,8 +77,12 @@ def _planned(recipe: Recipe, fleet: Fleet, asked: Asked) -> Answer:
     return _answer(recipe, problem, found, asked, skipped, begun)
 
 
-def _later(fleet: Fleet, day: date | None) -> Iterator[str]:
-    """A note where the fleet changes after the stock that was planned."""
+def later(fleet: Fleet, day: date | None) -> Iterator[str]:
+    """Notes where the fleet changes after the stock that was planned, or in the course of a day."""
+    serving = [one.island for one in fleet.traffic]
+    lent = [one.name for one in fleet.island if one.hours is not None or one.name in serving]
+    if lent:
+        yield f"step, speed and finish are of the hours at which {', '.join(lent)} can train"
     if day is None and fleet.change_days(date.min):
         yield "deliveries, withdrawals, leases are not counted: --from DATE plans through them"
     elif day is not None and fleet.change_days(day):

@@ -59,13 +59,17 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """coefs @ x <= high. Loosened by u units: (coefs + u * give_coefs) @ x <= high + u * give."""
+    """coefs @ x <= high. Loosened by u units: (coefs + u * give_coefs) @ x <= high + u * give.
+
+    `day` is that of a row of power.
+    """
 
     group: Group
     coefs: Any
     high: float
     give: float = 1.0
     give_coefs: Any = None
+    day: float | None = None
 
     @property
     def places(self) -> Any:
@@ -252,7 +256,7 @@ class Programme:
             )  # fmt: skip
             high = watts - self.case.own_watts(site, day)
             if not any(high >= row.high and bool((coefs <= row.coefs).all()) for row in found):
-                found.append(Row(group=("power", site), coefs=coefs, high=high))
+                found.append(Row(group=("power", site), coefs=coefs, high=high, day=day))
         return found
 
     def tokens_row(self, step: int, tokens: float | None = None) -> Row:

@@ -15,10 +15,11 @@ from atoll.planning.closing import Ruled, ruled_of
 from atoll.planning.ends import Ends, ends_of
 from atoll.planning.joint import Joint
 from atoll.planning.offers import Offers
-from atoll.planning.orders import Goal, Ordered
+from atoll.planning.orders import Ordered
 from atoll.planning.planner import Asked
 from atoll.planning.rates import Rate, case_of, flops_a_token
 from atoll.planning.shortage import NoOrders
+from atoll.planning.worth import Goal
 from atoll.recipe import Recipe
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from atoll.planning.calendar import Calendar
     from atoll.planning.deadline import Deadline
     from atoll.planning.planner import Answer
+    from atoll.planning.sharing import Sharing
     from atoll.planning.whatif import WhatIf
 
 
@@ -44,6 +45,7 @@ def report_of(
     *,
     deadline: Deadline | None = None,
     what_if: Sequence[WhatIf] = (),
+    sharing: Sharing | None = None,
 ) -> str:
     """The page as HTML: no script, nothing loaded from anywhere."""
     name = answer.recipe.name
@@ -61,6 +63,7 @@ def report_of(
             ),
         ),
         _deadline(deadline),
+        _sharing(sharing),
         _calendar(calendar),
         _what_if(what_if, calendar, deadline),
         _time(answer),
@@ -74,6 +77,11 @@ def report_of(
         _notes(answer),
         _footer(answer),
     )
+
+
+def pictures_of(answer: Answer) -> list[str]:
+    """Its pictures of a step's time, of memory, and of the sites: markup for a place in a page."""
+    return [_time(answer), _memory(answer), _map(answer)]
 
 
 def _summary(answer: Answer) -> str:
@@ -240,6 +248,26 @@ def _calendar(calendar: Calendar | None) -> str:
         "As the fleet changes", tag("p", escape(words)), figure,
         table(head, cells, numbers=tuple(head[2:])),
         tag("ul", *notes, class_="notes") if notes else "",
+    )  # fmt: skip
+
+
+def _sharing(found: Sharing | None) -> str:
+    """The day of a fleet that lends chips by the hour: picture, lines, table."""
+    if found is None:
+        return ""
+    from atoll.planning.daypicture import LEGEND, day_picture
+    from atoll.planning.sharetable import notes, shown_hours, summary
+
+    legend = [*LEGEND, ("url(#hatch-waiting)", "on their way")]
+    figure = _figure(lambda width: day_picture(found, width), legend)
+    lines = [tag("dt", escape(name)) + tag("dd", escape(text)) for name, text in summary(found)]
+    head, rows = shown_hours(found)
+    cells = [[escape(cell) for cell in row] for row in rows]
+    told = [tag("li", escape(note)) for note in notes(found)]
+    return _section(
+        "By the hour: people and training", tag("dl", *lines), figure,
+        table([escape(name) for name in head], cells, numbers=tuple(head[1:])),
+        tag("ul", *told, class_="notes"),
     )  # fmt: skip
 
 

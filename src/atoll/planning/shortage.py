@@ -137,8 +137,14 @@ def _instead(programme: Programme, rows: Sequence[Row], last: int, wanted: float
 def name_of(group: Group) -> str:
     """A group as people call it."""
     kind, name = group
-    words = {"budget": "budget", "limit": "limit", "power": "power of", "stock": "stock of"}
-    return f"{words.get(kind, 'monthly pace of')} {name}"
+    words = {
+        "budget": "budget",
+        "limit": "limit",
+        "power": "power of",
+        "stock": "stock of",
+        "chip": "a",
+    }
+    return name if kind == "chip" else f"{words.get(kind, 'monthly pace of')} {name}"
 
 
 def _more(programme: Programme, group: Group, by: float | None) -> str:

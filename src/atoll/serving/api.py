@@ -61,7 +61,9 @@ def create_app(
     app.add_exception_handler(HTTPException, _tell_http)
     app.add_exception_handler(ClientLeft, _tell_nobody)
     app.add_exception_handler(Exception, _tell_fault)
-    page = functools.lru_cache(maxsize=1)(lambda: _openapi(app, guarded=api_key is not None))
+    page = functools.lru_cache(maxsize=1)(
+        lambda: _openapi(app, service, guarded=api_key is not None)
+    )
     app.openapi = page  # type: ignore[method-assign]  # how FastAPI has it extended
     return app
 
@@ -363,7 +365,8 @@ def _body_of(name: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+_EVENTS = {"text/event-stream": {"schema": _EVENT}}  # of each event, as OpenAPI 3.2 reads it
 _FAILURES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
 
@@ -410,13 +413,16 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         )(handler)
 
 
-def _openapi(app: FastAPI, *, guarded: bool) -> dict[str, Any]:
-    """The page at /openapi.json: FastAPI's, with the bodies that http.read checks."""
+def _openapi(app: FastAPI, service: Service, *, guarded: bool) -> dict[str, Any]:
+    """The page at /openapi.json: FastAPI's, with the bodies that http.read checks, and what this
+    server's model bounds."""
     page = get_openapi(title=app.title, version=app.version, routes=app.routes)
     _, bodies = models_json_schema(
         [(p.ChatRequest, "validation"), (p.CompletionRequest, "validation")],
         ref_template="#/components/schemas/{model}",
     )
+    for name in ("ChatRequest", "CompletionRequest"):
+        bodies["$defs"][name]["properties"]["model"]["enum"] = [service.model_name]
     page["components"]["schemas"].update(bodies["$defs"])
     for path, operations in page["paths"].items():
         for operation in operations.values():
