@@ -219,14 +219,16 @@ class Rates:
             chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered
         )
 
-    def of(self, chips: Mapping[str, int]) -> Rated:
-        """The best plan for chips by island; chips that fill no node are left out."""
+    def of(self, chips: Mapping[str, int], which: Which = "mid") -> Rated:
+        """The best plan for chips by island, the one that is fastest at one end of its range; chips
+        that fill no node are left out.
+        """
         stock = self._stock(chips)
         whole = {one.name: one.num_chips for one in stock.island}
         key = self._key(whole)
         if key not in self.known:
             self.known[key] = self._planned(whole, stock, self.asked)
-        return self._best(key)
+        return self._best(key, which)
 
     def near(self, chips: Mapping[str, int], like: Sequence[Rated]) -> Rated:
         """A plan for chips that are like other stocks, with the like of their layouts alone.
@@ -237,7 +239,7 @@ class Rates:
         whole = {one.name: one.num_chips for one in stock.island}
         key = self._key(whole)
         if key in self.known:
-            return self._best(key)
+            return self._best(key, "mid")
         if key not in self.quick:
             among: dict[str, list[Layout]] = {}
             for rated in like:
@@ -283,12 +285,12 @@ class Rates:
             self._at_all_hours = Rates(self.recipe, as_if_always(self.fleet), self.asked)
         return over_a_day(self.recipe, stock, asked, self._at_all_hours)
 
-    def _best(self, key: tuple[int, ...]) -> Rated:
+    def _best(self, key: tuple[int, ...], which: Which) -> Rated:
         """The plan of this stock, or a faster one that was found for a part of it."""
         own = best = self.known[key]
         for other, rated in self.known.items():
             inside = all(a <= b for a, b in zip(other, key, strict=True))
-            if inside and rated.rate() > best.rate():
+            if inside and rated.rate(which) > best.rate(which):
                 best = rated
         return own if best is own else replace(best, chips=own.chips, unpowered=own.unpowered)
 
@@ -386,7 +388,7 @@ def course_of(rates: Rates, days: Sequence[date], total: float, which: Which) ->
 
     def each() -> Iterator[float]:
         for day in days:
-            found.append(rates.of(stock_of(rates.fleet, day, which)))
+            found.append(rates.of(stock_of(rates.fleet, day, which), which))
             yield found[-1].rate(which)
 
     curve, done = run_through(total, begins, each())
