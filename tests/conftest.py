@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 TESTS = Path(__file__).parent
-FOLDERS = ("facts", "pure", "cpu", "standin", "processes", "nvidia", "optional")
+FOLDERS = ("facts", "pure", "cpu", "standin", "processes", "browser", "nvidia", "optional")
 
 # No deadline: this project asserts no times, and a shared machine may stall anywhere.
 settings.register_profile("atoll", deadline=None, max_examples=60, derandomize=True)

@@ -3,6 +3,7 @@
 import threading
 from contextlib import contextmanager
 
+from atoll import web
 from atoll.serving import server
 from atoll.serving.api import create_app
 from atoll.serving.engine import open_engine
@@ -22,13 +23,17 @@ class Served:
 
 
 @contextmanager
-def serving(loaded, *, key=None, name="tiny", grace=0.0, **options):
-    """A server of a loaded model; stopped, with everything behind it, at the end."""
+def serving(loaded, *, key=None, name="tiny", grace=0.0, page=None, **options):
+    """A server of a loaded model; stopped, with everything behind it, at the end.
+
+    ``page`` are arguments of `atoll.web.mount`, for a server that has the page."""
     engine = open_engine(loaded, **options)
     language = Language(loaded)
     app = create_app(engine, language, model_name=name, api_key=key)
     ready = threading.Event()
     with server.listen("127.0.0.1", 0) as found:
+        if page is not None:
+            web.mount(app, url=server.url_of(found), api_key=key, model=name, **page)
         running = server.Server(app, engine, grace=grace, on_ready=ready.set)
         thread = threading.Thread(target=running.serve_until_signal, args=(found,))
         thread.start()

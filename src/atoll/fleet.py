@@ -223,6 +223,15 @@ class Fleet(Noun):
                 message, key = "this island has no chips yet", f"island[{index}].nodes"
                 raise InputError(message, file=file, key=key, value=0, fix=fix)
 
+    def require_no_traffic(self, *, file: Path | str | None = None) -> None:
+        """InputError for an island that serves people: only a plan knows when it is free."""
+        for index, one in enumerate(self.traffic):
+            fix = "atoll plan RECIPE FLEET --executor atoll --save plan.json, then train plan.json;"
+            fix += f' or write hours = "22:00-07:00" for {one.island} instead of its [[traffic]]'
+            message, key = "this island serves people, at hours that a plan finds", "island"
+            key = f"traffic[{index}].{key}"
+            raise InputError(message, file=file, key=key, value=one.island, fix=fix)
+
     def stock(self, day: date | None = None, *, which: Which = "mid") -> Fleet:
         """The fleet as it stands on a day: deliveries, withdrawals, leases until then are applied.
 

@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 
 from atoll.cli import main
+from atoll.errors import InputError
+from atoll.fleet import Fleet
+from atoll.hours import Hours
 from atoll.plan import plan_trivially
 from atoll.recipe import Recipe
-from atoll.training.target import this_machine
+from atoll.training.crewing import members_of
+from atoll.training.target import resolve, this_machine
 
 
 def fleet_for(examples: Path, *overrides: str) -> list[tuple[str, int]]:
@@ -67,3 +71,18 @@ def test_a_fleet_whose_chips_are_still_to_come_is_refused(
     assert main(["train", str(recipe), "--fleet", str(fleet), "--run", str(run)]) == 2
     assert "first delivery is on 2024-04-01" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_lent_islands_keep_their_hours_and_servers_are_refused(
+    examples: Path, tmp_path: Path
+) -> None:
+    recipe, fleet = examples / "recipes" / "tiny.toml", examples / "fleets" / "night-shift.toml"
+    plan_trivially(Recipe.load(recipe), Fleet.load(fleet)).save(tmp_path / "plan.json")
+    for target, file in ((recipe, fleet), (tmp_path / "plan.json", None)):
+        found = resolve(str(target), fleet=file, overrides=[])
+        hours = [one.hours for one in members_of(found.plan.islands)]
+        assert hours == [None, Hours.parse("22:00-07:00 +08:00")]
+        again = Fleet.from_dict(found.fleet.as_dict())  # as run.json keeps it
+        assert again.hours_of(again.island[1]) == hours[1]
+    with pytest.raises(InputError, match=r"traffic\[0\].island.*serves people"):
+        resolve(str(recipe), fleet=examples / "fleets" / "day-and-night.toml", overrides=[])

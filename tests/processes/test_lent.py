@@ -5,6 +5,8 @@ import signal
 import time
 
 import pytest
+from tests.processes.conftest import is_running
+from tests.processes.test_come_and_go import dial_in
 from tests.processes.what_a_run_says import events_of, every_grain_once, ledger_of, same_run
 
 from atoll.run import Events
@@ -65,44 +67,46 @@ def fifty(world):
 
 
 def test_an_island_is_lent_twice_and_no_bit_changes(world, fifty, tmp_path, leaves_nobody):
-    run = tmp_path / "run"
-    world.fleet("lent").write_text('[[island]]\nname = "a"\n' + LENT)
+    """The first night is quiet; in the second it is killed and comes back. By day another one, lent
+    too, dials in although people need its chips.
+    """
+    run, early, killed = tmp_path / "run", [], []
+    early_one = LENT.replace('"b"', '"c"') + 'start = "dial-in"\n'
+    world.fleet("lent").write_text('[[island]]\nname = "a"\n' + LENT + early_one)
+
+    def turned_out():
+        if (run / "ledger.jsonl").exists() and not early:
+            early.append(dial_in(run, "c"))
+        return told(run, "left", "c", 1)()
+
+    def back_again():
+        if has_computed(run, "b", 2)() and not killed:
+            started = [int(path.name.rpartition("-")[2]) for path in run.glob("pid-b-*")]
+            killed.extend(pid for pid in started if is_running(pid))
+            os.kill(killed[0], signal.SIGKILL)
+        return has_computed(run, "b", 3)()
+
     clock = Script(
-        (DAY_TIME, (run / "ledger.jsonl").exists),
+        (DAY_TIME, turned_out),
         (NIGHT, has_computed(run, "b", 1)), (DAY_TIME, told(run, "left", "b", 1)),
-        (NIGHT, has_computed(run, "b", 2)), (DAY_TIME, lambda: False),
+        (NIGHT, back_again), (DAY_TIME, lambda: False),
     )  # fmt: skip
-    steps = ["schedule.steps=50"]
-    result = world.train("lent", run, overrides=steps, clock=clock)
+    result = world.train("lent", run, overrides=["schedule.steps=50"], clock=clock)
     same_run(result, fifty)
     every_grain_once(run, 6)
-    night = ["lent", "joined", "healed", "left"]
-    assert events_of(run, *night) == [(kind, "b") for kind in night * 2]
-    assert not any(line.reassigned for line in ledger_of(run)), "leaving costs nothing"
-    reasons = [e["reason"] for e in Events(run / "events.jsonl").read() if e["kind"] == "left"]
-    assert reasons == ["its hours are over: 22:00-07:00 +08:00"] * 2
-    assert world.audit(run, steps=2).ok
-
-
-def test_a_lent_island_that_is_killed_costs_no_step(world, fifty, tmp_path, leaves_nobody):
-    """It is started again in its hours; the night goes on, and in the morning it leaves."""
-    run, killed = tmp_path / "run", []
-    world.fleet("lent").write_text('[[island]]\nname = "a"\n' + LENT)
-
-    def kill():
-        if has_computed(run, "b", 1)() and not killed:
-            pid = next(int(path.name.rpartition("-")[2]) for path in run.glob("pid-b-*"))
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-        return has_computed(run, "b", 2)()
-
-    clock = Script((NIGHT, kill), (DAY_TIME, lambda: False))
-    steps = ["schedule.steps=50"]
-    result = world.train("lent", run, overrides=steps, clock=clock)
-    same_run(result, fifty)
-    every_grain_once(run, 6)
-    story = events_of(run, "lent", "died", "restarted", "healed", "left")
-    assert story == [(kind, "b") for kind in ("died", "restarted", "healed", "left")]
+    came = ["lent", "joined", "healed"]
+    kinds = [*came, "left", *came, "died", "restarted", "joined", "healed", "left"]
+    told_of_b = [one for one in events_of(run, *kinds) if one[1] == "b"]
+    assert told_of_b == [(kind, "b") for kind in kinds]
+    events = Events(run / "events.jsonl").read()
+    reasons = {event["reason"] for event in events if event["kind"] == "left"}
+    assert reasons == {"its hours are over: 22:00-07:00 +08:00"}
+    died = next(event["step"] for event in events if event["kind"] == "died")
+    lines = ledger_of(run)
+    assert {line.step for line in lines if line.reassigned} <= {died}, "leaving costs nothing"
+    assert early[0].wait(30) == 0, early[0].stdout.read()
+    assert not any("c" in line.grains for line in lines), "it never had a grain"
+    assert world.audit(run, fleet="two", steps=2).ok
 
 
 def test_a_run_that_has_chips_at_night_only_waits_for_the_next_one(world, fifty, tmp_path):

@@ -60,10 +60,15 @@ def _show(found: Any) -> None:
         table.add_column(name)
     for name in ("chips", "lanes", "threads", "share"):
         table.add_column(name, justify="right")
+    serves = {one.island for one in found.traffic}
+    if found.shares_hours:
+        table.add_column("trains")
     for one in found.island:
         share = "by speed" if one.share is None else f"{one.share:g}"
         numbers = (one.num_chips, one.num_lanes, one.threads)
-        table.add_row(one.name, one.site, one.chip, *map(str, numbers), share)
+        hours = "when people need it least" if one.name in serves else one.hours or "always"
+        cells = (one.name, one.site, one.chip, *map(str, numbers), share)
+        table.add_row(*cells, *([hours] if found.shares_hours else []))
     Console().print(table)
 
 

@@ -79,6 +79,11 @@ def report_of(
     )
 
 
+def pictures_of(answer: Answer) -> list[str]:
+    """Its pictures of a step's time, of memory, and of the sites: markup for a place in a page."""
+    return [_time(answer), _memory(answer), _map(answer)]
+
+
 def _summary(answer: Answer) -> str:
     """One sentence: what, where."""
     sites = {one.island.site for one in answer.islands}

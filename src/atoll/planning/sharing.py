@@ -289,7 +289,8 @@ def over_a_day(recipe: Recipe, stock: Fleet, asked: Asked, rates: Rates) -> Rate
     its islands as if they trained at all hours. NoPlan and InputError as `share`.
     """
     found = share(recipe, stock, asked, rates=rates)
-    full = max(found.rated[state].rate() for state in found.blocks.states)
+    goodput = goodput_of(found.answer, stock.failures)
+    full = found.answer.tokens_per_second.mid * goodput.factor
     parts = {
         one.island.name: sum(state[index] for state in found.schedule.states)
         / (24.0 * max(1, *(state[index] for state in found.blocks.states)))
@@ -297,6 +298,5 @@ def over_a_day(recipe: Recipe, stock: Fleet, asked: Asked, rates: Rates) -> Rate
     }
     return Rated(
         chips={one.name: one.num_chips for one in stock.island}, answer=found.answer,
-        goodput=goodput_of(found.answer, stock.failures), parts=parts,
-        share=found.schedule.tokens / (DAY * full) if full else 0.0,
+        goodput=goodput, parts=parts, share=found.schedule.tokens / (DAY * full),
     )  # fmt: skip

@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
             app,
             http=_Protocol,
             ws="none",
-            lifespan="off",
+            lifespan="on",
             log_config=None,
             log_level="error",
             access_log=False,

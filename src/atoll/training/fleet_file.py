@@ -71,4 +71,5 @@ class FleetFile:
             return []
         fleet = Fleet.load(self._path)
         fleet.require_present(file=self._path)
+        fleet.require_no_traffic(file=self._path)
         return members_of(plan_trivially(self._recipe, fleet).islands)

@@ -81,13 +81,16 @@ def train(
     folder = folder_of(found, data, run)
     with folder.lock():
         timetable = Timetable(members_of(found.plan.islands), clock or WallClock())
+        file = None
+        if fleet is not None:
+            file = FleetFile(fleet, found.recipe, timetable.members, display.say)
         while True:
             session = _Session(found, folder, data, sampler, display, until or total, timetable)
-            session.fleet_path = fleet
+            session.fleet_file = file
             if folder.record.status.state == "finished":
                 display.say(f"this run finished at step {total}; nothing is left to train")
                 return session.finished_result()
-            timetable.wait(display.say)
+            timetable.wait(display.say, look=file.changes if file else None)
             result = session.run(listen=listen, starting=starting or Starting())
             if not session.roster.deserted:
                 return result
@@ -119,7 +122,7 @@ class _Session:
         self.loss: float | None = None
         self.val_loss: float | None = None
         self.interrupted = threading.Event()
-        self.fleet_path: Path | None = None
+        self.fleet_file: FleetFile | None = None
         """The fleet file, if one was given: it is followed while the run goes on."""
         self._seconds_here = 0.0
         self._tokens_here = 0
@@ -301,11 +304,8 @@ class _Session:
         started = time.perf_counter()
         pilot.crew.elastic = True
         self.roster.stopped = self.interrupted.is_set
-        if self.fleet_path is not None:
-            self.roster.fleet_file = FleetFile(
-                self.fleet_path, self.recipe, self.members, self.display.say
-            )
-        if self.timetable.matters or self.fleet_path is not None:
+        self.roster.fleet_file = self.fleet_file
+        if self.timetable.matters or self.fleet_file is not None:
             self.roster.timetable = self.timetable
         while pilot.step < self.last_step and not self.interrupted.is_set():
             self.roster.between_steps()

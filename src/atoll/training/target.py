@@ -54,6 +54,7 @@ def resolve(target: str, *, fleet: Path | None, overrides: Sequence[str]) -> Tar
     if fleet is not None:
         crew = Fleet.load(fleet)
         crew.require_present(file=fleet)
+        crew.require_no_traffic(file=fleet)
     elif plan is not None:
         crew = plan.as_fleet()
     elif folder is not None and folder.fleet() is not None:

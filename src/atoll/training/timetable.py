@@ -126,10 +126,15 @@ class Timetable:
         hours = {one.name: one.hours for one in self.members}
         return hours.get(name) is not None and name not in self._here
 
-    def wait(self, say: Callable[[str], None]) -> None:
-        """Wait until it is the hours of an island; at once if it is those of any."""
+    def wait(self, say: Callable[[str], None], *, look: Callable[[], object] | None = None) -> None:
+        """Wait until it is the hours of an island; at once if it is those of any.
+
+        `look` is called again and again: it may change the members.
+        """
         told = False
         while True:
+            if look is not None:
+                look()
             now = self.clock.now()
             nearest = min(self._until(one, now) for one in self.members)
             if not nearest:

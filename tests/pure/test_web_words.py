@@ -1,0 +1,140 @@
+"""The words of the page, its gate, and what an error of the API comes to; no browser, no server."""
+
+import asyncio
+import re
+import string
+
+import pytest
+
+from atoll.planning.svg import tag
+from atoll.web import gate, words
+from atoll.web.client import _read, _refusal_of
+
+
+@pytest.mark.parametrize("key", list(words.words()))
+def test_every_text_is_there_in_every_language_with_the_same_fields(key):
+    texts = words.words()[key]
+    assert set(texts) == set(words.LANGUAGES)
+    fields = [
+        {name for _, name, _, _ in string.Formatter().parse(t) if name} for t in texts.values()
+    ]
+    assert all(each == fields[0] for each in fields)
+    assert all(texts.values())
+
+
+def test_a_language_that_is_not_spoken_here_gets_the_first():
+    assert words.say("send", "fr") == words.say("send", "en") != words.say("send", "zh")
+
+
+@pytest.mark.parametrize(
+    ("english", "chinese"),
+    [
+        ("Islands", "岛"),
+        ("of 1,000 steps", "共 1,000 步"),
+        ("loss; validation 2.5", "损失; 验证 2.5"),
+        (
+            "finished, began 2026-11-26, contract: bitwise",
+            "已完成, 开始于 2026-11-26, 约定：逐位一致",
+        ),
+        ("what nobody translated", "what nobody translated"),
+    ],
+)
+def test_a_run_is_told_in_chinese(english, chinese):
+    markup = tag("p", english, data_name=english)
+    assert words.translate(markup, "en") == markup
+    assert words.translate(markup, "zh") == tag("p", chinese, data_name=chinese)
+
+
+def test_what_the_run_page_says_is_translated(tmp_path):
+    """Headings and columns, that is: everything in the page that no run decides."""
+    from tests.pure import run_cases
+
+    from atoll.history import reading
+    from atoll.web.run_page import sections_of
+
+    run = run_cases.eventful(tmp_path / "run")
+    page = words.translate("".join(sections_of(reading.read(run.path))), "zh")
+    headings = re.findall(r"<(?:h2|th)[^>]*>([^<]+)<", page)
+    assert len(headings) > 12
+    assert not [each for each in headings if each.isascii()]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "key", "message"),
+    [
+        (401, {"code": "invalid_api_key", "message": "m"}, "wrong_key", ""),
+        (413, {"message": "m"}, "too_large", ""),
+        (429, {"code": "queue_full", "message": "m"}, "full", ""),
+        (503, {"code": "stopping", "message": "m"}, "stopping", ""),
+        (400, {"code": "context_length_exceeded", "message": "9 of 8"}, "context_full", "9 of 8"),
+        (400, {"code": "invalid_value", "message": "m"}, "failed", "m"),
+        (500, {"code": "stopping", "message": "m"}, "stopping", ""),
+        (500, "a page of a proxy", "failed", ""),
+        (502, None, "failed", ""),
+    ],
+)
+def test_an_error_has_words(status, error, key, message):
+    refused = _refusal_of(status, error)
+    assert (refused.key, refused.message) == (key, message)
+    assert refused.key in words.words()
+
+
+def test_events_of_a_stream():
+    assert _read('{"choices": [{"delta": {"content": "x"}, "finish_reason": null}]}') == (
+        "x",
+        False,
+    )
+    assert _read('{"choices": [{"delta": {}, "finish_reason": "length"}]}') == ("", True)
+    assert _read('{"choices": [], "usage": {}}') == ("", False)
+    for text in ("no JSON", "[]", '{"choices": 1}', '{"error": {"message": "broken"}}'):
+        with pytest.raises(Exception) as caught:
+            _read(text)
+        assert caught.value.key == "failed", text
+
+
+def asked(method, path, *, headers=()):
+    """The status that the gate gives, 200 if it lets a request through."""
+    from starlette.exceptions import HTTPException
+
+    async def inner(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"<head></head>"})
+
+    sent = []
+
+    async def send(event):
+        sent.append(event)
+
+    scope = {"type": "http", "method": method, "path": f"/chat{path}", "root_path": "/chat"}
+    try:
+        asyncio.run(gate.Gate(inner, head="<b>")({**scope, "headers": headers}, None, send))
+    except HTTPException as error:
+        return error.status_code, []
+    return sent[0]["status"], sent
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/gradio_api/upload"),
+        ("GET", "/gradio_api/file=/etc/passwd"),
+        ("GET", "/gradio_api/proxy=http://other/x"),
+        ("POST", "/gradio_api/component_server"),
+        ("POST", "/gradio_api/call/look"),
+        ("GET", "/monitoring"),
+        ("POST", "/login"),
+        ("PUT", "/"),
+        ("GET", "/assets/../../x\n"),
+    ],
+)
+def test_the_gate_lets_nothing_through_that_the_page_does_not_need(method, path):
+    assert asked(method, path)[0] == 404
+
+
+def test_the_gate_bounds_bodies_and_tells_browsers_to_load_nothing_else():
+    big = [(b"content-length", str(gate.MOST_BYTES + 1).encode())]
+    assert asked("POST", "/gradio_api/queue/join", headers=big)[0] == 413
+    status, (start, body) = asked("GET", "/")
+    assert status == 200 and body["body"] == b"<head><b></head>"
+    policy = dict(start["headers"])[b"content-security-policy"].decode()
+    assert "default-src 'self'" in policy and "http" not in policy and "*" not in policy
