@@ -217,8 +217,10 @@ class Rates:
             chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered
         )
 
-    def of(self, chips: Mapping[str, int]) -> Rated:
-        """The best plan for chips by island; chips that fill no node are left out."""
+    def of(self, chips: Mapping[str, int], which: Which = "mid") -> Rated:
+        """The best plan for chips by island, the one that is fastest at one end of its range; chips
+        that fill no node are left out.
+        """
         islands = [
             one.model_copy(
                 update={"nodes": chips.get(one.name, 0) // one.chips_per_node, "lease": None}
@@ -231,7 +233,7 @@ class Rates:
             left = [one for one in islands if one.nodes]
             empty: dict[str, Any] = {"island": left, "delivery": [], "withdrawal": []}
             self.known[key] = self._planned(whole, self.fleet.model_copy(update=empty))
-        return self._best(key)
+        return self._best(key, which)
 
     def _key(self, chips: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(chips.get(one.name, 0) for one in self.fleet.island)
@@ -258,12 +260,12 @@ class Rates:
             self._at_all_hours = Rates(self.recipe, as_if_always(self.fleet), self.asked)
         return over_a_day(self.recipe, stock, self.asked, self._at_all_hours)
 
-    def _best(self, key: tuple[int, ...]) -> Rated:
+    def _best(self, key: tuple[int, ...], which: Which) -> Rated:
         """The plan of this stock, or a faster one that was found for a part of it."""
         own = best = self.known[key]
         for other, rated in self.known.items():
             inside = all(a <= b for a, b in zip(other, key, strict=True))
-            if inside and rated.rate() > best.rate():
+            if inside and rated.rate(which) > best.rate(which):
                 best = rated
         return own if best is own else replace(best, chips=own.chips, unpowered=own.unpowered)
 
@@ -361,7 +363,7 @@ def course_of(rates: Rates, days: Sequence[date], total: float, which: Which) ->
 
     def each() -> Iterator[float]:
         for day in days:
-            found.append(rates.of(stock_of(rates.fleet, day, which)))
+            found.append(rates.of(stock_of(rates.fleet, day, which), which))
             yield found[-1].rate(which)
 
     curve, done = run_through(total, begins, each())

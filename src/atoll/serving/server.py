@@ -46,9 +46,6 @@ def listen(host: str, port: int) -> socket.socket:
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit it
-            unread = int(UNREAD_SECONDS * 1000)
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread)
         found.bind(address)
     except OSError as error:
         found.close()
@@ -158,9 +155,11 @@ class Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's protocol, which gives up on a request whose head does not arrive."""
+    """uvicorn's protocol, which gives up on heads that do not arrive and answers that nobody
+    reads."""
 
     _patience: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
@@ -173,8 +172,19 @@ class _Protocol(H11Protocol):
         elif self._patience is None and self.conn.trailing_data[0]:
             self._wait_for_head()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def _wait_for_head(self) -> None:
