@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from atoll.errors import InputError
 from atoll.model import Model
@@ -82,8 +83,7 @@ class _Layer(NamedTuple):
     query_norm: Tensor | None
     key_norm: Tensor | None
     output: Matrix
-    gate: Matrix
-    up: Matrix
+    gate_up: Matrix
     down: Matrix
     store: Tensor  # [S, 2, K, D]: keys and values of all positions of all pages
 
@@ -134,6 +134,7 @@ class Inference:
         for layer in range(model.layers):
             b = f"blocks.{layer}."
             a, norm, ffn_norm = f"{b}attention.", f"{b}attention_norm.weight", f"{b}ffn_norm.weight"
+            gate_up = (f"{b}ffn.gate.weight", f"{b}ffn.up.weight")
             qkv = (f"{a}query.weight", f"{a}key.weight", f"{a}value.weight")
             self._layers.append(
                 _Layer(
@@ -141,8 +142,7 @@ class Inference:
                     query_norm=per_head(f"{a}query_norm.weight"),
                     key_norm=per_head(f"{a}key_norm.weight"),
                     output=lay(weights[f"{a}output.weight"]),
-                    gate=lay(weights.behind_norm(ffn_norm, f"{b}ffn.gate.weight")),
-                    up=lay(weights.behind_norm(ffn_norm, f"{b}ffn.up.weight")),
+                    gate_up=lay(weights.behind_norm(ffn_norm, *gate_up)),
                     down=lay(weights[f"{b}ffn.down.weight"]),
                     store=torch.empty(shape, device=device).zero_(),
                 )
@@ -186,9 +186,8 @@ class Inference:
             for group in groups:
                 self._attend(number, group)
             x_NC = layer.output.added(y_NC, x_NC)
-            normed_NC = self._normed(x_NC)
-            h_NF = layer.up.scaled(normed_NC, layer.gate.gate(normed_NC))
-            x_NC = layer.down.added(h_NF, x_NC)
+            gate_NF, up_NF = layer.gate_up.of(self._normed(x_NC)).chunk(2, -1)
+            x_NC = layer.down.added(F.silu(gate_NF).mul_(up_NF), x_NC)
         if not wanted:
             return np.zeros((0, self.model.resolved_vocab), dtype=np.float32)
         last_NC = x_NC.index_select(0, put(wanted, self.padded(len(wanted))))
