@@ -249,7 +249,7 @@ def test_what_is_wrong_in_a_file_is_one_message(tmp_path, old, new, said) -> Non
         ("+16 west from 2024-07-03", "more of it", "no change of a fleet"),
         ("50 % of west", "150 % of west", "no part of something"),
         ("50 % of west", "no more b200", "the fleet has no b200"),
-        ('given = "without east"', 'given = "without best"', "shortfall[1].change"),
+        ('given = "without east"', 'given = "without best"', "shortfall[1].given"),
         ('{ island = "west", date = 2024-07-01, count = 24 }',
          '{ island = "wets", date = 2024-07-01, count = 24 }', "nearest: \"west\""),
         ('change = "50 % of west"', 'without_limits = ["makers"]', "is no limit"),
