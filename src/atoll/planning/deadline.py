@@ -28,8 +28,8 @@ from atoll.planning.calendar import (
     stock_of,
 )
 from atoll.planning.family import ladder, near, rule_for, sized
-from atoll.planning.planner import Asked, NoPlan, peaks_of
-from atoll.recipe import Recipe
+from atoll.planning.planner import Asked, NoPlan, peaks_of, require_here
+from atoll.recipe import Recipe, require_supported
 from atoll.supply import Which
 from atoll.units import format_count
 
@@ -106,6 +106,9 @@ def largest(
     if by <= start:
         fix = f"a day after {start}"
         raise InputError("is not after the first day", key="--by", value=str(by), fix=fix)
+    if asked.executor == "atoll":  # no size of the family would train here either
+        require_supported(recipe)
+        require_here(recipe, asked.only)
     search = _Search(recipe, fleet, asked, by, report)
     rungs: dict[Which, int] = {which: search.rung(which) for which in courses}
     if rungs["mid"] < 0:
