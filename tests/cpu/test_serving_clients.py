@@ -352,3 +352,11 @@ def test_a_stopping_server_ends_streams_and_takes_nothing_in(loaded):
             list(stream)
         with pytest.raises(openai.APIConnectionError):
             chat(client)
+
+
+def test_a_client_that_reads_nothing_does_not_hold_up_the_end(loaded, monkeypatch):
+    monkeypatch.setattr(server_module, "_AFTER_GRACE", 0.3)
+    with serving(loaded, key=KEY) as served, reading_nothing(served, 4000):
+        served.running.should_exit = True
+        until(lambda: not served.running.server_state.connections)
+    assert served.engine.load().finished["cancelled"] == 2

@@ -34,6 +34,7 @@ HEAD_SECONDS = 20.0
 UNREAD_SECONDS = 60.0
 """A connection ends when its client has taken nothing for so long."""
 
+_FOR_PAGES = 0.5  # seconds for a page to hear of the end
 _AFTER_GRACE = 3  # seconds for the last events to go out
 
 
@@ -127,7 +128,27 @@ class Server(uvicorn.Server):
         if not closing.done():
             await asyncio.to_thread(self._engine.close, 0.0)
         await closing
+        await self._last_words()
         await super().shutdown(sockets=sockets)
+
+    async def _last_words(self) -> None:
+        """Let the last events go out, and end what is open all the same: a page's, say, or that of
+        a client that does not read."""
+        connections = self.server_state.connections
+        await self._tasks_end(_FOR_PAGES)
+        for connection in list(connections):
+            assert isinstance(connection, _Protocol)
+            if connection.scope is not None and not connection.scope["path"].startswith("/v1/"):
+                connection.transport.close()
+        if not await self._tasks_end(_AFTER_GRACE):
+            for connection in list(connections):
+                connection.transport.abort()
+
+    async def _tasks_end(self, seconds: float) -> bool:
+        tasks = list(self.server_state.tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        return not self.server_state.tasks
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
