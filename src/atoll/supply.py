@@ -38,9 +38,7 @@ class Range(Noun):
     def _is_range(cls, value: object) -> object:
         if not isinstance(value, Mapping | cls):
             number = value if isinstance(value, int) and not isinstance(value, bool) else 32
-            fix = (
-                f"write {{ low = {number}, mid = {number}, high = {number} }}, alike if it is sure"
-            )
+            fix = f"if it is sure: {{ low = {number}, mid = {number}, high = {number} }}"
             raise InputError("is no range of chips", value=value, fix=fix)
         return value
 
