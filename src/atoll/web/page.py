@@ -167,7 +167,7 @@ class _Page:
         self.chat.edit(self._edit, given, **common)
         self.halt.click(self._stop, None, None, **_AT_ONCE)
         self.fresh.click(
-            self._fresh, None, [self.chat, self.notice_row, self.message], **_AT_ONCE
+            self._fresh, None, [self.chat, self.notice_row, self.send, self.halt], **_AT_ONCE
         ).then(None, js="() => atoll.focus()")
 
     def _keep(self) -> None:
@@ -321,8 +321,13 @@ class _Page:
         self.talk.stop(str(request.session_hash))
 
     def _fresh(self, request: gr.Request) -> Update:
-        self._stop(request)
-        return {self.chat: [], self.notice_row: gr.Row(visible=False), self.message: ""}
+        self.talk.stop(str(request.session_hash), told=False)
+        return {
+            self.chat: [],
+            self.notice_row: gr.Row(visible=False),
+            self.send: gr.Button(visible=True),
+            self.halt: gr.Button(visible=False),
+        }
 
     def _look(self, key: str, language: str, seen: int) -> Any:
         assert self.run is not None

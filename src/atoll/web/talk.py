@@ -27,34 +27,43 @@ class Step:
     refused: Refused | None = None
 
 
+@dataclass(slots=True)
+class _UnderWay:
+    stopped: asyncio.Event
+    told: bool = True  # whether its visitor still wants to hear how it ended
+
+
 class Talk:
     """The answers under way, by visitor."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._running: dict[str, asyncio.Event] = {}
+        self._running: dict[str, _UnderWay] = {}
 
-    def stop(self, visitor: str) -> None:
-        """End the visitor's answer, if there is one: the server sees its client leave."""
+    def stop(self, visitor: str, *, told: bool = True) -> None:
+        """End the visitor's answer, if there is one: the server sees its client leave. Unless the
+        visitor is ``told``, the answer has no last step: something else is on the page by then."""
         if visitor in self._running:
-            self._running[visitor].set()
+            self._running[visitor].told = told
+            self._running[visitor].stopped.set()
 
     async def answer(
         self, visitor: str, messages: Sequence[Message], settings: Mapping[str, Any], *, key: str
     ) -> AsyncIterator[Step]:
         """The answer as it grows; the last step has its end. An earlier one is stopped."""
-        self.stop(visitor)
-        stopped = self._running[visitor] = asyncio.Event()
+        self.stop(visitor, told=False)
+        this = self._running[visitor] = _UnderWay(asyncio.Event())
         pieces: asyncio.Queue[str | Refused | None] = asyncio.Queue()
         reading = asyncio.create_task(self._read(pieces, messages, settings, key))
-        stopping = asyncio.create_task(stopped.wait())
+        stopping = asyncio.create_task(this.stopped.wait())
         stopping.add_done_callback(lambda _: pieces.put_nowait(None))
         text, cut = "", False
         try:
             while True:
                 piece = await pieces.get()
-                if stopped.is_set():
-                    yield Step(text, "stopped")
+                if this.stopped.is_set():
+                    if this.told:
+                        yield Step(text, "stopped")
                     return
                 if piece is None:
                     yield Step(text, "cut" if cut else "")
@@ -67,7 +76,7 @@ class Talk:
                     yield Step(text)
                     await asyncio.sleep(_SHOW_SECONDS)
         finally:
-            if self._running.get(visitor) is stopped:
+            if self._running.get(visitor) is this:
                 del self._running[visitor]
             for task in (stopping, reading):
                 task.cancel()
