@@ -221,7 +221,7 @@ def test_an_answer_cannot_run_anything(served, visit):
     assert v.page.locator("#chat .bot.message a[href^='javascript']").count() == 0
 
 
-def test_the_key_is_asked_for_and_the_page_is_no_way_around_it(chromium, loaded, told, visit):
+def test_the_key_is_asked_for_and_the_page_is_no_way_around_it(loaded, told, visit, caplog):
     page_of_run = {"run": told.path}
     with serving(loaded, key="a-key", page=page_of_run, max_concurrency=1) as guarded:
         v = visit(guarded.url, complaints=True)
@@ -249,6 +249,7 @@ def test_the_key_is_asked_for_and_the_page_is_no_way_around_it(chromium, loaded,
         guarded.running.should_exit = True
         page.wait_for_selector("#lost[role=alert]")
         assert "does not answer" in page.inner_text("#lost")
+    assert not [one for one in caplog.records if one.levelname == "ERROR"], "it ended in good order"
 
 
 def guarded_functions(url):

@@ -86,7 +86,7 @@ class _Page:
     def _gate(self) -> None:
         word = self.word
         with gr.Column(visible=self.with_key, elem_id="gate") as self.gate:
-            gr.Markdown(word("key_title"), elem_id="key-title")
+            gr.HTML(word("key_title"), elem_id="key-title")
             self.typed = gr.Textbox(
                 label=word("key"), info=word("key_hint"), type="password", elem_id="key",
             )  # fmt: skip
@@ -278,13 +278,13 @@ class _Page:
         }
         waiting = True
         async for step in self.talk.answer(visitor, [*said, *history], settings, key=key):
-            answer = [{"role": "assistant", "content": step.text}] if step.text else []
+            text = step.text.lstrip()  # templates leave empty lines before it
+            answer = [{"role": "assistant", "content": text}] if text else []
             update: Update = {self.chat: [*history, *answer]}
             if step.end is not None:
                 update |= self._end(step, language, max_tokens)
-            elif waiting:
-                update[self.notice_row] = gr.Row(visible=False)
-            waiting = False
+            elif waiting and text:
+                update[self.notice_row], waiting = gr.Row(visible=False), False
             yield update
 
     def _end(self, step: Step, language: str, max_tokens: str) -> Update:
