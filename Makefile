@@ -5,15 +5,19 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUN    := runs/demo
+PORT   ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo chat test lint format clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+: .*## |^[a-z]+:  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 demo: $(VENV)/.runtime data  ## train on two unlike CPU islands, audit the run, let the model speak
 	@$(BIN)/python scripts/demo.py $(RUN)
+
+chat: $(VENV)/.chat data  ## serve a small real model: a page to chat, an OpenAI-compatible API
+	@$(BIN)/atoll serve smollm2 --port $(PORT)
 
 test: $(VENV)/.test data lint  ## lint, types, and the whole test suite
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -38,6 +42,11 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt torch
 	@$(PIP) install -c constraints.txt -e '.[gguf,parquet]'
+	@touch $@
+
+$(VENV)/.chat: $(VENV)/.runtime
+	@echo "installing what the page and answers in JSON need"
+	@$(PIP) install -c constraints.txt -e '.[gguf,parquet,web,json]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime

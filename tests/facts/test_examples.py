@@ -12,6 +12,7 @@ from atoll.recipe import Recipe, unsupported_features
 RECIPES = ("tiny", "quickstart", "quickstart-zh")
 FLEETS = ("one", "two-equal", "three-to-one", "three", "reshare", "two-kinds", "night-shift")
 PLANNED_RECIPES = ("dense-400b", "moe-700b")
+SCENARIO_RECIPES = ("dense-30b", "dense-100b", "moe-671b")
 PLANNED_FLEETS = ("day-and-night", "hundred-thousand", "ordering-2025", "scarce-2024", "two-sites")
 """Too large for this machine: they are examples for `plan`."""
 
@@ -33,7 +34,7 @@ def test_every_example_plans(examples: Path, tmp_path: Path, recipe: str, fleet:
 
 def test_no_example_is_left_out_of_these_tests(examples: Path) -> None:
     recipes = {path.stem for path in (examples / "recipes").glob("*.toml")}
-    assert recipes == {*RECIPES, *PLANNED_RECIPES}
+    assert recipes == {*RECIPES, *PLANNED_RECIPES, *SCENARIO_RECIPES}
     fleets = {path.stem for path in (examples / "fleets").glob("*.toml")}
     assert fleets == {*FLEETS, *PLANNED_FLEETS}
 
@@ -77,6 +78,27 @@ def test_the_large_recipes_are_what_they_say(examples: Path) -> None:
         "model.mla",
         "precision.compute",
     ]
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("dense-30b", 20), ("dense-100b", 20)])
+def test_the_recipes_of_scenarios_are_on_20_tokens_a_parameter(
+    examples: Path, name: str, ratio: int
+) -> None:
+    recipe = Recipe.load(examples / "recipes" / f"{name}.toml")
+    assert recipe.name == name
+    tokens = recipe.total_steps() * recipe.tokens_per_step
+    assert tokens / recipe.model.num_parameters() == pytest.approx(ratio, rel=0.01)
+    batch = 0.292 * (recipe.model.flops_per_token() * tokens) ** 0.3271  # arXiv:2401.02954
+    assert recipe.tokens_per_step == pytest.approx(batch, rel=0.1)
+
+
+def test_the_sparse_recipe_sees_what_deepseek_v3_saw(examples: Path) -> None:
+    recipe = Recipe.load(examples / "recipes" / "moe-671b.toml")
+    tokens = recipe.total_steps() * recipe.tokens_per_step
+    assert tokens == pytest.approx(14.8e12, rel=1e-4)
+    # 2.788 M hours of H800 at 33 % of 989 TFLOP/s (arXiv:2412.19437)
+    flops = 6 * recipe.model.num_active_parameters() * tokens
+    assert flops == pytest.approx(2.788e6 * 3600 * 327e12, rel=0.05)
 
 
 def test_a_hundred_thousand_are_a_hundred_thousand(examples: Path) -> None:

@@ -56,6 +56,46 @@ def test_the_worked_figures_follow_from_the_facts(name: str) -> None:
     assert classes_of(chip, rule)[0] == (() if expected is None else (expected,))
 
 
+@pytest.mark.parametrize(
+    ("name", "by_format"),
+    [
+        # Halving ladders give one number; elsewhere the largest decides.
+        ("h100-sxm-80gb", {"bf16": 15832, "fp8": 15832}),
+        ("b200", {"fp8": 36000, "fp4": 36000}),
+        ("rtx-4090", {"bf16": 2640, "int8": 5285}),
+        ("gaudi3", {"bf16": 26832, "fp8": 13416}),
+        ("h20", {"bf16": 2368, "int8": 2368}),
+        ("trainium2", {"bf16": 10672}),
+    ],
+)
+def test_which_format_decides(name: str, by_format: dict[str, int]) -> None:
+    found = measures_of(facts.chip(name))
+    each = {key: float(speed * found.bits[key] / 10**12) for key, speed in found.speeds.items()}
+    for key, tpp in by_format.items():
+        assert each[key] == pytest.approx(tpp, rel=2e-3), key
+    assert found.tpp is not None and float(found.tpp) == max(each.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [
+        ("h20", 4000), ("l20", 864), ("h200", 4800), ("mi300x", 5300), ("mi325x", 6000),
+        ("rtx-4090", 1008),
+    ],
+)  # fmt: skip
+def test_the_bandwidth_of_memory(name: str, memory: int) -> None:
+    found = measures_of(facts.chip(name)).memory
+    assert found is not None and float(found) == pytest.approx(memory * 1e9, rel=0.01)
+
+
+def test_stacked_memory_is_controlled_above_two_gigabytes_a_second_and_square_millimetre() -> None:
+    rule = next(rule for rule in rules() if rule.name == "us-2024-12-memory")
+    (limits,) = rule.class_[0].when
+    at_least, above, below = limits.limits()["memory_density"].bounds
+    assert (at_least, above, below) == (None, 2, None)
+    assert "below 3.3 GB/s/mm2" in rule.outcome[0].text and rule.start == DAY(2024, 12, 31)
+
+
 def test_the_disputed_area_of_one_chip_does_not_move_its_class() -> None:
     high = measures_of(facts.chip("mi300x"), end="high")
     assert high.density is not None and round(float(high.density), 2) == 13.61  # by 1,536 mm2

@@ -3,9 +3,14 @@
 import json
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,18 +43,47 @@ def test_the_first_two_commands_are_the_two_of_make() -> None:
 def test_the_atoll_commands_run_in_order_and_give_one_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     commands = [line for line in lines_of("sh") if not line.startswith("make")]
-    assert all(line.startswith("atoll ") for line in commands)
-    fingerprints = []
+    assert all(line.startswith(("atoll ", "curl ")) for line in commands)
+    fingerprints, texts = [], []
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for line in commands:
-        done = subprocess.run(
-            line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
-        if "--json" in line:
-            fingerprints.append(json.loads(done.stdout.splitlines()[-1])["fingerprint"])
+    port = free_port()
+    with ExitStack() as servers:
+        for line in (text.replace("8001", str(port)) for text in commands):
+            if line.endswith("&"):
+                command = shlex.split(line.removesuffix("&"))
+                servers.enter_context(running(command, cwd=tmp_path, env=environment))
+                continue
+            done = subprocess.run(
+                line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+            if "--json" in line:
+                fingerprints.append(json.loads(done.stdout.splitlines()[-1])["fingerprint"])
+            if line.startswith("curl"):
+                texts.append(json.loads(done.stdout)["choices"][0]["text"])
     assert len(fingerprints) == 3
     assert len(set(fingerprints)) == 1
+    assert texts and all(texts)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator[None]:
+    """A server beside the other commands: ready when it says where it is, stopped at the end."""
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+    try:
+        assert server.stderr is not None
+        assert any("Ctrl-C stops it" in line for line in server.stderr), "it ended"
+        yield
+        server.terminate()
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_the_tree_shows_what_is_there() -> None:

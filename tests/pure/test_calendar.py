@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,14 +17,14 @@ from atoll.facts.failures import rate_of
 from atoll.fleet import Fleet
 from atoll.planning.calendar import Calendar, calendar_of, first_plan, run_through
 from atoll.planning.calendartable import as_json, shown_periods
-from atoll.planning.draws import Draws, draw, support, triangle, triangle_of
+from atoll.planning.draws import draw
 from atoll.planning.gantt import calendar_picture, used_on
 from atoll.planning.goodput import goodput_of, share
 from atoll.planning.planner import Asked, plan
 from atoll.planning.report import report_of
 from atoll.planning.svg import NARROW, WIDE
 from atoll.recipe import Recipe
-from atoll.supply import Failures, Range
+from atoll.supply import Failures
 
 DAY = 86400.0
 START = date(2024, 7, 1)
@@ -226,74 +225,6 @@ def test_failures_make_a_run_longer_by_the_goodput(recipe) -> None:
     assert failing.mid.done == pytest.approx(plain.mid.done / good.factor)
     assert any("failures: one in" in note for note in failing.notes)
     assert not any("failures" in note for note in plain.notes)
-
-
-# ------------------------------------------------------------------ draws
-
-
-@given(st.floats(0, 1, exclude_max=True), st.lists(st.integers(0, 99), min_size=3, max_size=3))
-def test_a_triangle_stays_inside(uniform, three) -> None:
-    low, mid, high = sorted(three)
-    (number,) = triangle(np.array([uniform]), Range(low=low, mid=mid, high=high))
-    assert low <= number <= high and number == int(number)
-
-
-def test_a_triangle_has_the_mean_of_its_corners() -> None:
-    even = (np.arange(100_000) + 0.5) / 100_000
-    numbers = triangle_of(even, 10.0, 20.0, 60.0)
-    assert numbers.mean() == pytest.approx(30.0, rel=1e-3)
-    assert triangle_of(even, 5.0, 5.0, 5.0).tolist() == [5.0] * 100_000
-
-
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=50))
-def test_support_holds_both_ends_in_order(sizes) -> None:
-    size = np.array(sizes, dtype=float)
-    chosen = [sizes[index] for index in support(size)]
-    assert chosen[0] == min(sizes) and chosen[-1] == max(sizes) and len(chosen) <= 7
-    assert chosen == sorted(set(chosen))
-
-
-def test_quantiles_count_runs_that_never_end() -> None:
-    drawn = Draws(seed=1, ends=(1.0, 2.0, 3.0, math.inf), plans=0)
-    assert drawn.quantile(0.5) == 2.0 and drawn.quantile(0.75) == 3.0
-    assert math.isinf(drawn.quantile(0.9)) and drawn.never == 0.25
-
-
-def test_the_same_seed_draws_the_same(recipe) -> None:
-    stock = fleet(delivery=[change("2024-07-05", 0, 16, 64)], failures=None)
-    found = over_time(recipe, stock)
-    one, same, other = (draw(found, number=500, seed=seed) for seed in (3, 3, 4))
-    assert one.ends == same.ends and one.quantiles() == same.quantiles()
-    assert other.ends != one.ends
-    p10, p50, p90 = one.quantiles().values()
-    best, worst = found.courses["high"].done, found.courses["low"].done
-    assert best is not None and worst is not None
-    assert 0 < p10 < p50 < p90
-    assert best * 0.8 < p50 < worst * 1.2
-
-
-def test_of_what_is_known_only_the_speed_is_drawn(recipe) -> None:
-    found = over_time(recipe, fleet())
-    drawn = draw(found, number=4000, seed=1)
-    finish = plan(recipe, fleet(), Asked(day=START)).finish_seconds
-    p10, p50, p90 = drawn.quantiles().values()
-    assert p10 == pytest.approx(finish.low, rel=0.02)
-    assert p50 == pytest.approx(finish.mid, rel=0.02)
-    assert p90 == pytest.approx(finish.high, rel=0.02)
-
-
-def test_points_between_are_near_a_plan_of_their_own(recipe) -> None:
-    """Drawn with every stock planned, or with few of them: the same ends within 3 %."""
-    stock = fleet(delivery=[change("2024-07-02", 0, 32, 128)])
-    found = over_time(recipe, stock)
-    drawn = draw(found, number=400, seed=2)
-    for number in range(32, 161, 8):
-        found.rates.of({"a": number})
-    nodes = [found.rates.of({"a": number}).rate() for number in range(32, 161, 8)]
-    assert nodes == sorted(nodes)
-    again = draw(found, number=400, seed=2)
-    assert again.quantile(0.5) == pytest.approx(drawn.quantile(0.5), rel=0.03)
-    assert drawn.plans <= 8 and again.plans == 0
 
 
 # ------------------------------------------------------------------ the command, the page
@@ -517,16 +448,6 @@ def test_a_withdrawal_that_may_not_happen(capsys, tmp_path) -> None:
     text = FLEET.replace("count =", "probability = 1.5\ncount =")
     assert main(["plan", *files(tmp_path, text), "--from", "2024-07-01"]) == 2
     assert "delivery[0].probability = 1.5: must be at most 1" in capsys.readouterr().err
-
-
-def test_what_comes_in_three_of_ten_draws_moves_three_of_ten(recipe) -> None:
-    coming = change("2024-07-02", 320, 320, 320) | {"probability": 0.3}
-    found = over_time(recipe, fleet(delivery=[coming]))
-    drawn, plain = (draw(one, number=2000, seed=1) for one in (found, over_time(recipe, fleet())))
-    soon = sum(end < 0.6 * plain.quantile(0.5) for end in drawn.ends) / 2000
-    assert soon == pytest.approx(0.3, abs=0.04)
-    # The other seven are as they were: nine tenths of all are six of those seven.
-    assert drawn.quantile(0.9) == pytest.approx(plain.quantile(6 / 7), rel=0.03)
 
 
 def test_a_larger_stock_keeps_the_faster_plan_of_a_smaller_one(recipe) -> None:

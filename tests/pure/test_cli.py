@@ -16,7 +16,7 @@ from atoll.errors import CheckFailed, InputError, Interrupted, RunError
 from atoll.fleet import Fleet
 
 COMMANDS = ["train", "audit", "doctor", "island", "sample", "export", "import", "fleet"]
-COMMANDS += ["measure"]
+COMMANDS += ["measure", "scenario"]
 
 TWO = """
 [shares]

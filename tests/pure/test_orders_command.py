@@ -143,6 +143,11 @@ def test_what_is_too_much_is_exit_code_1(capsys) -> None:
         ('place = "CN"', 'place = "XX"', "is no site and no country of the fleet"),
         ('power = "1400 W"', 'source = "x"', "nobody published what this chip draws"),
         ("stock = 75000", "stok = 75000", "nearest: offer[0].stock"),
+        (
+            'lead = "60 d"\nlot = 8\nnetwork = { bandwidth = "200 Gb/s" }',
+            "lot = 8",
+            'offer[2].network = "mlu590": the network of this island is not known',
+        ),
         ("start = 2025-01-01", "start = 2025-13-01", "is not TOML"),
     ],
 )

@@ -93,6 +93,15 @@ def test_every_output_says_that_it_is_no_legal_advice() -> None:
         json.dumps(as_json(verdict, rules()), allow_nan=False)
 
 
+def test_bits_of_tf32_would_double_one_chip_only() -> None:
+    told = {}
+    for name in ("trainium2", "h100-sxm-80gb", "a100-sxm-80gb", "b200"):
+        case = Case(chip=facts.chip(name), day=datetime.date(2026, 2, 1), destination="CN")
+        said = "\n".join(line for line in lines(judge(case, rules()), rules()) if "tf32" in line)
+        told |= {name: said} if said else {}
+    assert set(told) == {"trainium2"} and "21,344" in told["trainium2"]
+
+
 def test_rules_are_switched_off_and_replaced_from_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,6 +239,14 @@ def test_too_few_chips_are_said_and_nothing_is_lent_then(files, recipe):
     assert any("too small for its burst" in note for note in sharetable.notes(found))
 
 
+def test_a_server_of_which_too_little_is_known_is_named_with_its_file(files, tmp_path, capsys):
+    text = FLEET.replace('"h20"\nnodes = 4', '"mlu590"\nnodes = 4')
+    (tmp_path / "unknown.toml").write_text(text)
+    assert main(["plan", str(files / "recipe.toml"), str(tmp_path / "unknown.toml")]) == 2
+    said = capsys.readouterr().err
+    assert "unknown.toml: island[1].network" in said and "Traceback" not in said
+
+
 def test_people_who_cannot_be_served_and_runs_without_chips_are_refused(files, recipe):
     fleet = Fleet.load(files / "fleet.toml")
     hasty = fleet.traffic[0].model_copy(update={"time_per_token": "1 us"})
@@ -252,6 +260,22 @@ def test_people_who_cannot_be_served_and_runs_without_chips_are_refused(files, r
             fleet.model_copy(update={"traffic": [busy], "island": only}),
             Asked(executor="atoll"),
         )
+
+
+def test_a_server_that_is_delivered_later_lends_nothing_until_then(files, tmp_path, capsys):
+    text = FLEET.replace("nodes = 4", "nodes = 0")
+    text += '[[delivery]]\ndate = 2025-07-01\nisland = "chat"\n'
+    text += "count = { low = 32, mid = 32, high = 32 }\n"
+    (tmp_path / "later.toml").write_text(text)
+    arguments = ["plan", str(files / "recipe.toml"), str(tmp_path / "later.toml")]
+    assert main([*arguments, "--executor", "atoll"]) == 0
+    assert "0 moves a day" in capsys.readouterr().out
+    dated = ["--executor", "atoll", "--from", "2025-06-25", "--draws", "20", "--json"]
+    assert main([*arguments, *dated]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    first, second = told["calendar"]["periods"]
+    assert first["to"] == second["from"] == "2025-07-01"
+    assert second["tokens_per_second"] > 1.1 * first["tokens_per_second"]
 
 
 def span(text):

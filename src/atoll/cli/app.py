@@ -16,6 +16,7 @@ from atoll.cli import (
     ordering,
     planning,
     runs,
+    scenarios,
     serving,
     validating,
     watching,
@@ -54,7 +55,7 @@ def atoll(
 
 for _module in (
     *(runs, ledgers, watching, models, fleets, measuring, chips, planning, ordering, validating),
-    *(serving, chatting),
+    *(scenarios, serving, chatting),
 ):
     for _command in _module.COMMANDS:
         app.command(_command.__name__.removesuffix("_"))(_command)

@@ -66,7 +66,7 @@ def _show(found: Any) -> None:
     for one in found.island:
         share = "by speed" if one.share is None else f"{one.share:g}"
         numbers = (one.num_chips, one.num_lanes, one.threads)
-        hours = "when people need it least" if one.name in serves else one.hours or "always"
+        hours = "when free" if one.name in serves else one.hours or "always"
         cells = (one.name, one.site, one.chip, *map(str, numbers), share)
         table.add_row(*cells, *([hours] if found.shares_hours else []))
     Console().print(table)

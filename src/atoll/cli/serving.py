@@ -274,11 +274,10 @@ def _mount_page(app: FastAPI, *, url: str, key: str | None, name: str, model: Pa
     """Add the page to chat; False where what it needs is not installed."""
     from importlib.util import find_spec
 
-    from atoll import web
     from atoll.run import RunFolder
+    from atoll.web import mount
 
-    mount = getattr(web, "mount", None)
-    if mount is None or find_spec("gradio") is None:
+    if find_spec("gradio") is None:
         return False
     run = model if RunFolder.is_run(model) else None
     mount(app, url=url, api_key=key, model=name, run=run)

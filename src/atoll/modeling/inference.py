@@ -2,15 +2,14 @@
 
 What it is: the same formulas as decoder.py on rows of tokens that may belong to any sequences, at
 any positions, with weights laid out for few rows. What it is not: a schedule (atoll.serving). Its
-caller says which pages a sequence has; here nothing is allocated after the start.
+caller says which pages a sequence has; the memory for them is taken at the start.
 
-Exactness: a row's bits depend on its own sequence alone. Two things see to it. Matrix products run
-in row counts that were seen to agree (`agreeing_rows`), with sums of at most `LONGEST_SUM` terms,
-because above that a library may cut a sum in another way for another number of rows. And attention
-goes by whole pages, position by position the same ones, however many queries are asked at once.
+Exactness: a row's bits depend on its own sequence alone. Two things see to it. Every operation runs
+in row counts that were seen to agree (agreeing.py). And attention goes by whole pages, the same
+ones for a position however many queries are asked at once: what comes later has probability 0.
 
 Shape suffixes as in decoder.py, and: N rows of a step, P positions of a page, G = H/K query heads
-share one key head.
+share one key head, M query rows that meet one key head.
 """
 
 from __future__ import annotations
@@ -22,24 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from atoll.errors import InputError
 from atoll.model import Model
 from atoll.modeling import rotary
+from atoll.modeling.products import Matrix, layout
 
 PAGE = 256
 """Positions of a page: also the block in which probabilities meet values."""
-
-LONGEST_SUM = 768
-"""Terms of one matrix product's sums; longer ones are added up from parts in a fixed order."""
-
-ROW_COUNTS = (2, 4, 8, 16, 32, 64, 128)
-"""A step is filled up to one of these many rows. One row alone would go through the library's
-product of a matrix and a vector, which adds up in another order."""
-
-MIN_QUERIES = 8
-"""Queries that meet the keys of one head together: a few are asked twice to make so many."""
 
 FLOAT = 4  # bytes
 
@@ -66,19 +55,36 @@ class _Part(NamedTuple):
     offset: int  # of the first row in the last page
 
 
-class _Layer(NamedTuple):
-    """One block's weights, each matrix [in, out] in parts of its first dimension."""
+class _Group(NamedTuple):
+    """Parts with equally many rows and pages; what is common to all layers of a step.
 
-    attention_norm: Tensor
-    qkv: list[Tensor]
+    Of every part: its rows of the queries and of the results, [K, M, D], M = rows * G, repeated if
+    they are too few. ``raw`` [pages, parts, K, M, P] are products of queries and keys, ``scores``
+    [parts, K, M, S] the probabilities. ``before`` and ``after``: (target, source) to copy where the
+    order of the rows is not that of the heads.
+    """
+
+    parts: list[_Part]
+    queries: list[Tensor]
+    results: list[Tensor]
+    raw: Tensor
+    scores: Tensor
+    mask: Tensor  # of the last page, [parts, 1, M, P]
+    before: list[tuple[Tensor, Tensor]]
+    after: list[tuple[Tensor, Tensor]]
+
+
+class _Layer(NamedTuple):
+    """One block: its weights, a norm's multiplied into the matrices behind it, and its store."""
+
+    qkv: Matrix
     query_norm: Tensor | None
     key_norm: Tensor | None
-    output: list[Tensor]
-    ffn_norm: Tensor
-    gate_up: list[Tensor]
-    down: list[Tensor]
-    keys: Tensor  # [S, K, D], S all positions of all pages
-    values: Tensor
+    output: Matrix
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+    store: Tensor  # [S, 2, K, D]: keys and values of all positions of all pages
 
 
 def page_bytes(model: Model, page: int = PAGE) -> int:
@@ -89,8 +95,10 @@ def page_bytes(model: Model, page: int = PAGE) -> int:
 class Inference:
     """A model's weights on a device and the pages of its sequences, all memory taken here.
 
-    ``row_counts``: a step is filled up to the next of these, so that its bits are those of any
-    other. ``min_queries``: see MIN_QUERIES. InputError for a form that `Model.not_computed` names.
+    ``row_counts``: a step is filled up to the next of these. ``min_queries``: fewer queries that
+    meet one key head are asked several times. Both are free until `agreeing.settle` has chosen
+    them. ``fast`` spends memory on single rows. InputError for a form that `Model.not_computed`
+    names.
     """
 
     def __init__(
@@ -101,82 +109,86 @@ class Inference:
         device: torch.device,
         num_pages: int,
         page: int = PAGE,
-        row_counts: Sequence[int] = ROW_COUNTS,
-        min_queries: int = MIN_QUERIES,
+        fast: bool = False,
     ) -> None:
         for key, value, message in model.not_computed():
             raise InputError(message, key=f"model.{key}", value=value)
         self.model, self.device, self.page, self.num_pages = model, device, page, num_pages
-        self.row_counts = sorted(row_counts)
-        self.min_queries = min_queries
+        self.row_counts: Sequence[int] = ()
+        self.min_queries = 1
         self._num_heads, self._num_kv = model.heads, model.resolved_kv_heads
         self._head_dim = model.resolved_head_dim
         self._scale = self._head_dim**-0.5
+        weights = _Weights(model, tensors)
+        lay = layout(device, fast=fast)
+        self._embedding_VC = weights["embedding.weight"].contiguous().to(device)
+        head = "embedding.weight" if model.tied else "head.weight"
+        self._head = lay(weights.behind_norm("norm.weight", head))
+        shape = (num_pages * page, 2 * self._num_kv, self._head_dim)
 
-        def weight(*names: str) -> Tensor:
-            found = [torch.as_tensor(tensors[name]).float() for name in names]
-            return found[0] if len(found) == 1 else torch.cat(found)
+        def per_head(name: str) -> Tensor | None:
+            return weights.paired(name).to(device) if model.qk_norm else None
 
-        def rows(name: str) -> Tensor:
-            return weight(name).to(device)
-
-        def matrix(*names: str) -> list[Tensor]:
-            whole_CO = weight(*names).t()
-            return [part.contiguous().to(device) for part in whole_CO.split(_part(len(whole_CO)))]
-
-        self._embedding_VC = rows("embedding.weight")
-        self._head = matrix("embedding.weight" if model.tied else "head.weight")
-        self._norm = rows("norm.weight")
-        shape = (num_pages * page, self._num_kv, self._head_dim)
-        self._layers = []
+        self._layers: list[_Layer] = []
         for layer in range(model.layers):
             b = f"blocks.{layer}."
-            a = f"{b}attention."
+            a, norm, ffn_norm = f"{b}attention.", f"{b}attention_norm.weight", f"{b}ffn_norm.weight"
+            qkv = (f"{a}query.weight", f"{a}key.weight", f"{a}value.weight")
             self._layers.append(
                 _Layer(
-                    attention_norm=rows(f"{b}attention_norm.weight"),
-                    qkv=matrix(f"{a}query.weight", f"{a}key.weight", f"{a}value.weight"),
-                    query_norm=rows(f"{a}query_norm.weight") if model.qk_norm else None,
-                    key_norm=rows(f"{a}key_norm.weight") if model.qk_norm else None,
-                    output=matrix(f"{a}output.weight"),
-                    ffn_norm=rows(f"{b}ffn_norm.weight"),
-                    gate_up=matrix(f"{b}ffn.gate.weight", f"{b}ffn.up.weight"),
-                    down=matrix(f"{b}ffn.down.weight"),
-                    keys=torch.empty(shape, device=device).zero_(),
-                    values=torch.empty(shape, device=device).zero_(),
+                    qkv=lay(weights.behind_norm(norm, *qkv)),
+                    query_norm=per_head(f"{a}query_norm.weight"),
+                    key_norm=per_head(f"{a}key_norm.weight"),
+                    output=lay(weights[f"{a}output.weight"]),
+                    gate=lay(weights.behind_norm(ffn_norm, f"{b}ffn.gate.weight")),
+                    up=lay(weights.behind_norm(ffn_norm, f"{b}ffn.up.weight")),
+                    down=lay(weights[f"{b}ffn.down.weight"]),
+                    store=torch.empty(shape, device=device).zero_(),
                 )
             )
         cos, sin = rotary.table(model.context, self._head_dim, model.rope_base)
         self._cos_TD = torch.from_numpy(cos).to(device)
         self._sin_TD = torch.from_numpy(sin).to(device)
-        group = self._num_heads // self._num_kv
+        if device.type == "cpu":
+            self._turns_TD = torch.complex(self._cos_TD, self._sin_TD)
+        self._eps = torch.tensor(model.norm_eps).to(device)
         mask_PP = torch.full((page, page), -torch.inf).triu_(1)
-        self._mask_MP = mask_PP.repeat_interleave(group, 0).to(device)
+        self._mask_MP = mask_PP.repeat_interleave(self._num_heads // self._num_kv, 0).to(device)
+        self._views: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @torch.inference_mode()
-    def step(self, pieces: Sequence[Piece]) -> npt.NDArray[np.float32]:
-        """Take tokens in; the logits [wanted pieces, V] after those that want them, on the host."""
+    def step(
+        self, pieces: Sequence[Piece], *, num_layers: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Take tokens in; the logits [wanted pieces, V] after those that want them, on the host.
+
+        ``num_layers`` leaves out the layers after the first few: for agreeing.py.
+        """
         tokens, positions, places, parts, wanted = self._laid_out(pieces)
         num_rows = len(places)
+        padded = self.padded(num_rows)
 
         def put(numbers: list[int], num: int) -> Tensor:
             filled = numbers + [0] * (num - len(numbers))
             return torch.tensor(filled, dtype=torch.int64).to(self.device)
 
-        padded = self._padded(num_rows)
-        positions_N = put(positions, padded)
-        places_N = put(places, num_rows)
-        tables = tuple(t.index_select(0, positions_N).unsqueeze(1) for t in self._tables())
+        places_N, turns = put(places, num_rows), self._turns(put(positions, padded))
         x_NC = self._embedding_VC.index_select(0, put(tokens, padded))
-        y_NC = x_NC.new_zeros(padded, self._num_heads * self._head_dim)
-        for layer in self._layers:
-            self._attention(layer, x_NC, y_NC, tables, places_N, parts)
-            self._feed_forward(layer, x_NC)
+        q_NC = x_NC.new_empty(padded, self._num_heads * self._head_dim)
+        y_NC = torch.zeros_like(q_NC)
+        groups = self._grouped(parts, q_NC, y_NC)
+        for number, layer in enumerate(self._layers[:num_layers]):
+            self._queries(layer, x_NC, q_NC, turns, places_N)
+            for group in groups:
+                self._attend(number, group)
+            x_NC = layer.output.added(y_NC, x_NC)
+            normed_NC = self._normed(x_NC)
+            h_NF = layer.up.scaled(normed_NC, layer.gate.gate(normed_NC))
+            x_NC = layer.down.added(h_NF, x_NC)
         if not wanted:
             return np.zeros((0, self.model.resolved_vocab), dtype=np.float32)
-        last_NC = x_NC.index_select(0, put(wanted, self._padded(len(wanted))))
-        logits_NV = _product(_normed(last_NC, self._norm, self.model.norm_eps), self._head)
-        return logits_NV[: len(wanted)].cpu().numpy()
+        last_NC = x_NC.index_select(0, put(wanted, self.padded(len(wanted))))
+        return self._head.of(self._normed(last_NC))[: len(wanted)].cpu().numpy()
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, num_positions: int) -> None:
@@ -186,16 +198,19 @@ class Inference:
         """
         a, b, stop = source * self.page, target * self.page, (target + 1) * self.page
         for layer in self._layers:
-            for kept_SKD in (layer.keys, layer.values):
-                if source != target and num_positions:
-                    kept_SKD[b : b + num_positions].copy_(kept_SKD[a : a + num_positions])
-                kept_SKD[b + num_positions : stop].zero_()
+            if source != target and num_positions:
+                layer.store[b : b + num_positions].copy_(layer.store[a : a + num_positions])
+            layer.store[b + num_positions : stop].zero_()
 
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        return self._cos_TD, self._sin_TD
+    def stored(self, pages: Sequence[int], *, num_layers: int) -> list[Tensor]:
+        """What the first layers hold in these pages, for comparing: [page, 2K, D] of each."""
+        layers = self._layers[:num_layers]
+        return [la.store[p * self.page : (p + 1) * self.page] for la in layers for p in pages]
 
-    def _padded(self, num_rows: int) -> int:
+    def padded(self, num_rows: int) -> int:
         """The next row count that agrees with the others; beyond the largest, its multiples."""
+        if not self.row_counts:
+            return num_rows
         for count in self.row_counts:
             if num_rows <= count:
                 return count
@@ -227,102 +242,148 @@ class Inference:
                 wanted.append(len(places) - 1)
         return tokens, positions, places, parts, wanted
 
-    def _attention(
-        self,
-        layer: _Layer,
-        x_NC: Tensor,
-        y_NC: Tensor,
-        tables: tuple[Tensor, ...],
-        places_N: Tensor,
-        parts: Sequence[_Part],
-    ) -> None:
-        """Add a block's attention to ``x_NC``; ``y_NC`` is room for the heads' results."""
-        eps, num_heads, num_kv = self.model.norm_eps, self._num_heads, self._num_kv
-        num_rows = len(places_N)
-        qkv_NC = _product(_normed(x_NC, layer.attention_norm, eps), layer.qkv)
-        heads_NHD = qkv_NC.view(len(x_NC), num_heads + 2 * num_kv, self._head_dim)
-        turned_NHD = heads_NHD[:, : num_heads + num_kv]
-        if layer.query_norm is not None and layer.key_norm is not None:
-            q_NHD = _normed(heads_NHD[:, :num_heads], layer.query_norm, eps)
-            k_NKD = _normed(heads_NHD[:, num_heads : num_heads + num_kv], layer.key_norm, eps)
-            turned_NHD = torch.cat((q_NHD, k_NKD), 1)
-        turned_NHD = _turned(turned_NHD, *tables)
-        layer.keys.index_copy_(0, places_N, turned_NHD[:num_rows, num_heads:])
-        layer.values.index_copy_(0, places_N, heads_NHD[:num_rows, num_heads + num_kv :])
+    def _grouped(self, parts: Sequence[_Part], q_NC: Tensor, y_NC: Tensor) -> list[_Group]:
+        """Parts that are alike, and views of the step's queries and results for each."""
+        alike: dict[tuple[int, int], list[_Part]] = {}
         for part in parts:
-            self._attend(layer, turned_NHD, y_NC, part)
-        _add_product(x_NC, y_NC, layer.output)
+            alike.setdefault((part.stop - part.start, len(part.pages)), []).append(part)
+        return [self._group(members, q_NC, y_NC) for members in alike.values()]
 
-    def _attend(self, layer: _Layer, q_NHD: Tensor, y_NC: Tensor, part: _Part) -> None:
-        """One part's queries look at all positions up to their own; the result goes to y_NC."""
+    def _group(self, parts: list[_Part], q_NC: Tensor, y_NC: Tensor) -> _Group:
         num_kv, dim, page = self._num_kv, self._head_dim, self.page
-        group, num = self._num_heads // num_kv, part.stop - part.start
-        q_KMD = q_NHD[part.start : part.stop, : self._num_heads].reshape(num, num_kv, group, dim)
-        q_KMD = q_KMD.transpose(0, 1).reshape(num_kv, num * group, dim)
-        mask_MP = self._mask_MP[part.offset * group : (part.offset + num) * group]
-        if num * group < self.min_queries:
-            times = -(-self.min_queries // (num * group))
-            q_KMD, mask_MP = q_KMD.repeat(1, times, 1), mask_MP.repeat(times, 1)
-        last = len(part.pages) - 1
-        scores = []
-        for number, place in enumerate(part.pages):
-            k_KDP = layer.keys[place * page : (place + 1) * page].permute(1, 2, 0)
-            if number == last:
-                scores.append(torch.baddbmm(mask_MP, q_KMD, k_KDP, alpha=self._scale))
-            else:
-                scores.append(torch.bmm(q_KMD, k_KDP).mul_(self._scale))
-        scores_KMS = scores[0] if last == 0 else torch.cat(scores, -1)
-        p_KMS = torch.softmax(scores_KMS, -1)
-        y_KMD: Tensor | None = None
-        for number, place in enumerate(part.pages):
-            v_KPD = layer.values[place * page : (place + 1) * page].transpose(0, 1)
-            p_KMP = p_KMS[:, :, number * page : (number + 1) * page]
-            y_KMD = torch.bmm(p_KMP, v_KPD) if y_KMD is None else y_KMD.baddbmm_(p_KMP, v_KPD)
-        assert y_KMD is not None
-        y_KTGD = y_KMD[:, : num * group].reshape(num_kv, num, group, dim)
-        y_NC[part.start : part.stop].view(num, num_kv, group, dim).copy_(y_KTGD.transpose(0, 1))
+        group = self._num_heads // num_kv
+        num, num_pages = parts[0].stop - parts[0].start, len(parts[0].pages)
+        times = -(-self.min_queries // (num * group))
+        num_queries = times * num * group
+        rows = [slice(part.start, part.stop) for part in parts]
+        masks = [
+            self._mask_MP[part.offset * group : (part.offset + num) * group].repeat(times, 1)
+            for part in parts
+        ]
+        before: list[tuple[Tensor, Tensor]] = []
+        after: list[tuple[Tensor, Tensor]] = []
+        if num == times == 1:
+            queries = [q_NC[part.start].view(num_kv, group, dim) for part in parts]
+            results = [y_NC[part.start].view(num_kv, group, dim) for part in parts]
+        else:
+            queries, results = (
+                list(q_NC.new_empty(len(parts), num_kv, num_queries, dim)) for _ in range(2)
+            )
+            split, asked = (num, num_kv, group, dim), (num_kv, times, num, group, dim)
+            for row, query, result in zip(rows, queries, results, strict=True):
+                by_head = q_NC[row].view(split).transpose(0, 1).unsqueeze(1)
+                before.append((query.view(asked), by_head))
+                after.append((y_NC[row].view(split), result.view(asked)[:, 0].transpose(0, 1)))
+        shape = (len(parts), num_kv, num_queries)
+        return _Group(
+            parts=parts,
+            queries=queries,
+            results=results,
+            raw=q_NC.new_empty(num_pages, *shape, page),
+            scores=q_NC.new_empty(*shape, num_pages * page),
+            mask=torch.stack(masks).unsqueeze(1),
+            before=before,
+            after=after,
+        )
 
-    def _feed_forward(self, layer: _Layer, x_NC: Tensor) -> None:
-        """Add a block's SwiGLU to ``x_NC``."""
-        both_NF = _product(_normed(x_NC, layer.ffn_norm, self.model.norm_eps), layer.gate_up)
-        gate_NF, up_NF = both_NF.chunk(2, -1)
-        _add_product(x_NC, F.silu(gate_NF).mul_(up_NF), layer.down)
+    def _queries(
+        self, layer: _Layer, x_NC: Tensor, q_NC: Tensor, turns: tuple[Tensor, ...], places_N: Tensor
+    ) -> None:
+        """Queries of all rows into ``q_NC``, keys and values of the real ones into the store."""
+        num_heads, num_kv, num_rows = self._num_heads, self._num_kv, len(places_N)
+        qkv_NC = layer.qkv.of(self._normed(x_NC))
+        heads_NHD = qkv_NC.view(len(x_NC), num_heads + 2 * num_kv, self._head_dim)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            for part, weight in (
+                (heads_NHD[:, :num_heads], layer.query_norm),
+                (heads_NHD[:, num_heads : num_heads + num_kv], layer.key_norm),
+            ):
+                part.copy_(self._normed(part).mul_(weight))
+        _turn(heads_NHD[:, : num_heads + num_kv], turns)
+        layer.store.index_copy_(0, places_N, heads_NHD[:num_rows, num_heads:])
+        q_NC.copy_(qkv_NC[:, : q_NC.shape[1]])
+
+    def _attend(self, layer: int, group: _Group) -> None:
+        """Every part's queries look at all positions up to their own."""
+        page, last = self.page, len(group.raw) - 1
+        for target, source in group.before:
+            target.copy_(source)
+        views = [[self._of_page(number)[layer] for number in part.pages] for part in group.parts]
+        for part, (query, of_pages) in enumerate(zip(group.queries, views, strict=True)):
+            for number, (k_KDP, _) in enumerate(of_pages):
+                torch.bmm(query, k_KDP, out=group.raw[number, part])
+        for number in range(last):
+            columns = group.scores[..., number * page : (number + 1) * page]
+            torch.mul(group.raw[number], self._scale, out=columns)
+        columns = group.scores[..., last * page :]
+        torch.add(group.mask, group.raw[last], alpha=self._scale, out=columns)
+        torch.softmax(group.scores, -1, out=group.scores)
+        for p_KMS, y_KMD, of_pages in zip(group.scores, group.results, views, strict=True):
+            for number, (_, v_KPD) in enumerate(of_pages):
+                p_KMP = p_KMS[..., number * page : (number + 1) * page]
+                if number == 0:
+                    torch.bmm(p_KMP, v_KPD, out=y_KMD)
+                else:
+                    y_KMD.baddbmm_(p_KMP, v_KPD)
+        for target, source in group.after:
+            target.copy_(source)
+
+    def _of_page(self, page: int) -> list[tuple[Tensor, Tensor]]:
+        """A page's keys [K, D, P] and values [K, P, D] in each layer: views, made once."""
+        views = self._views.get(page)
+        if views is None:
+            rows = slice(page * self.page, (page + 1) * self.page)
+            views = self._views[page] = [
+                (
+                    layer.store[rows, : self._num_kv].permute(1, 2, 0),
+                    layer.store[rows, self._num_kv :].transpose(0, 1),
+                )
+                for layer in self._layers
+            ]
+        return views
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) over the last dimension (Zhang and Sennrich 2019)."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * torch.addcmul(self._eps, length, length, value=1.0 / x.shape[-1]).rsqrt_()
+
+    def _turns(self, positions_N: Tensor) -> tuple[Tensor, ...]:
+        """The rotations of these positions, for `_turn`."""
+        on_cpu = self.device.type == "cpu"
+        tables = [self._turns_TD] if on_cpu else [self._cos_TD, self._sin_TD]
+        return tuple(table.index_select(0, positions_N).unsqueeze(1) for table in tables)
 
 
-def _part(length: int) -> int:
-    """The length of the parts of a sum of ``length`` terms: at most LONGEST_SUM, in 64s."""
-    num_parts = -(-length // LONGEST_SUM)
-    return min(length, -(-length // (64 * num_parts)) * 64)
+class _Weights:
+    """A model's tensors in fp32, in the forms that a server lays out."""
+
+    def __init__(self, model: Model, tensors: Mapping[str, Any]) -> None:
+        self._tensors, self._head_dim = tensors, model.resolved_head_dim
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.as_tensor(self._tensors[name]).detach().float()
+
+    def behind_norm(self, norm: str, *names: str) -> Tensor:
+        """Matrices one below another, with the weight of the norm before them multiplied in."""
+        pairs = ("query.weight", "key.weight")
+        parts = [self.paired(name) if name.endswith(pairs) else self[name] for name in names]
+        return torch.cat(parts) * self[norm]
+
+    def paired(self, name: str) -> Tensor:
+        """Rows of heads with the two numbers of a rotated pair beside each other, not in halves."""
+        whole = self[name]
+        halves = whole.view(-1, 2, self._head_dim // 2, *whole.shape[1:])
+        return halves.transpose(1, 2).reshape(whole.shape)
 
 
-def _product(x_NC: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """x times a matrix whose rows come in parts."""
-    if len(parts) == 1:
-        return torch.mm(x_NC, parts[0])
-    columns = x_NC.split([len(part) for part in parts], -1)
-    y_NC = torch.mm(columns[0], parts[0])
-    for column, part in zip(columns[1:], parts[1:], strict=True):
-        y_NC.addmm_(column, part)
-    return y_NC
-
-
-def _add_product(sum_NC: Tensor, x_NC: Tensor, parts: Sequence[Tensor]) -> None:
-    """Add x times a matrix, whose rows come in parts, to ``sum_NC``."""
-    for column, part in zip(x_NC.split([len(part) for part in parts], -1), parts, strict=True):
-        sum_NC.addmm_(column, part)
-
-
-def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension."""
-    root = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return (x * root).mul_(weight)
-
-
-def _turned(x_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> Tensor:
-    """Every head turned by its row's angles, the two halves against each other."""
-    half = x_NHD.shape[-1] // 2
-    first, second = x_NHD[..., :half], x_NHD[..., half:]
-    y_NHD = torch.empty_like(x_NHD, memory_format=torch.contiguous_format)
-    torch.mul(first, cos_N1D, out=y_NHD[..., :half]).addcmul_(second, sin_N1D, value=-1.0)
-    torch.mul(second, cos_N1D, out=y_NHD[..., half:]).addcmul_(first, sin_N1D)
-    return y_NHD
+def _turn(x_NHD: Tensor, turns: tuple[Tensor, ...]) -> None:
+    """Turn every pair (x[2i], x[2i + 1]) by its row's angle i, in place (Su et al. 2021)."""
+    pairs = x_NHD.unflatten(-1, (-1, 2))
+    if len(turns) == 1:
+        torch.view_as_complex(pairs).mul_(turns[0])
+        return
+    cos_N1D, sin_N1D = turns
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = first * cos_N1D - second * sin_N1D
+    second.copy_(second * cos_N1D + first * sin_N1D)
+    first.copy_(turned)

@@ -9,6 +9,7 @@ is not proved: the gap is of the programme with the last parts.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -90,7 +91,10 @@ class _Tried:
 
 @dataclass(slots=True, kw_only=True)
 class _Search:
-    """The solves: what is asked, and what was tried so far; `none` says why one found none."""
+    """The solves: what is asked, and what was tried so far; `none` says why one found none.
+
+    None is begun after so many `seconds` of the processor.
+    """
 
     case: Case
     speeds: Speeds
@@ -99,12 +103,15 @@ class _Search:
     seconds: float
     tried: list[_Tried] = field(default_factory=list)
     none: NoOrders | None = None
+    begun: float = field(default_factory=time.process_time)
 
     def run(self, again: int, factors: dict[str, float], *, only: str = "") -> None:
         """Solves and asks until the two agree or the solves are used up. `factors` are the parts
         that islands keep; an island that keeps nothing stays out.
         """
         for number in range(1, again + 2):
+            if self.tried and time.process_time() - self.begun > self.seconds:
+                return
             case = _scaled(self.case, self.speeds, factors)
             try:
                 answer = orders(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
@@ -13,6 +13,7 @@ from atoll.fleet import Fleet, Island
 from atoll.plan import Estimate, Layout, LeftOut
 from atoll.planning.cost import Cost
 from atoll.planning.machine import Machine
+from atoll.planning.options import Option
 from atoll.planning.placing import Chosen, Placed, placed
 from atoll.planning.search import Way
 from atoll.planning.work import Work
@@ -30,7 +31,9 @@ class Asked:
     `day` picks the stock; `only` fixes keys of the layouts; `every` overrides how often islands
     exchange; `executor` is "auto" or "atoll"; `tool` is another tool that shall run the plan: only
     makes that it runs on and layouts that it can express are tried. `measured` are measurements by
-    chip, `factors` calibrations by chip. `rules` refuse islands; None asks none.
+    chip, `factors` calibrations by chip. `rules` refuse islands; None asks none. `among` names
+    layouts by island (`Answer.tried` of other stocks): only their like are tried, and nothing is
+    explained; several times as quick, for a plan that nobody reads.
     """
 
     day: date | None = None
@@ -41,6 +44,7 @@ class Asked:
     factors: Mapping[str, float] = field(default_factory=dict)
     tool: str | None = None
     rules: Chosen | None = None
+    among: Mapping[str, Sequence[Layout]] = field(default_factory=dict)
 
     def placed(self, stock: Fleet) -> Placed:
         """What the rules say of the islands of a stock on the first day, today without one."""
@@ -80,7 +84,8 @@ class IslandAnswer:
 class Answer:
     """What a recipe on a fleet comes to; seconds, bytes and FLOP/s.
 
-    `unpowered` is island -> chips that stand idle because their site's power is not enough.
+    `unpowered` is island -> chips that stand idle because their site's power is not enough, `tried`
+    island -> its fastest options.
     """
 
     recipe: Recipe
@@ -102,6 +107,7 @@ class Answer:
     contract: str
     search_seconds: float
     unpowered: Mapping[str, int] = field(default_factory=dict)
+    tried: Mapping[str, Sequence[Option]] = field(default_factory=dict)
 
     @property
     def chips(self) -> int:

@@ -11,11 +11,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from atoll import facts
 from atoll.errors import AtollError, InputError
 from atoll.fleet import Fleet
+from atoll.plan import Layout
 from atoll.planning.goodput import Goodput, goodput_of
 from atoll.planning.placing import NoPlacement, allowed
 from atoll.planning.planner import Answer, Asked, NoPlan, plan
@@ -207,6 +208,7 @@ class Rates:
         self.recipe, self.fleet, self.asked = recipe, fleet, asked
         alike = known is not None and known.recipe == recipe and _same_islands(known.fleet, fleet)
         self.known: dict[tuple[int, ...], Rated] = known.known if known and alike else {}
+        self.quick: dict[tuple[int, ...], Rated] = known.quick if known and alike else {}
         self._at_all_hours: Rates | None = None
 
     def know(self, answer: Answer) -> None:
@@ -217,32 +219,57 @@ class Rates:
             chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered
         )
 
-    def of(self, chips: Mapping[str, int]) -> Rated:
-        """The best plan for chips by island; chips that fill no node are left out."""
+    def of(self, chips: Mapping[str, int], which: Which = "mid") -> Rated:
+        """The best plan for chips by island, the one that is fastest at one end of its range; chips
+        that fill no node are left out.
+        """
+        stock = self._stock(chips)
+        whole = {one.name: one.num_chips for one in stock.island}
+        key = self._key(whole)
+        if key not in self.known:
+            self.known[key] = self._planned(whole, stock, self.asked)
+        return self._best(key, which)
+
+    def near(self, chips: Mapping[str, int], like: Sequence[Rated]) -> Rated:
+        """A plan for chips that are like other stocks, with the like of their layouts alone.
+
+        Ten times as quick as `of`, and nothing is explained: for draws.
+        """
+        stock = self._stock(chips)
+        whole = {one.name: one.num_chips for one in stock.island}
+        key = self._key(whole)
+        if key in self.known:
+            return self._best(key, "mid")
+        if key not in self.quick:
+            among: dict[str, list[Layout]] = {}
+            for rated in like:
+                for name, tried in (rated.answer.tried if rated.answer else {}).items():
+                    among.setdefault(name, []).extend(option.layout for option in tried)
+            found = self._planned(whole, stock, replace(self.asked, among=among))
+            self.quick[key] = found if found.answer is not None else self.of(chips)
+        return self.quick[key]
+
+    def _key(self, chips: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(chips.get(one.name, 0) for one in self.fleet.island)
+
+    def _stock(self, chips: Mapping[str, int]) -> Fleet:
+        """A fleet of whole nodes that stays as it is; it may have no island."""
         islands = [
             one.model_copy(
                 update={"nodes": chips.get(one.name, 0) // one.chips_per_node, "lease": None}
             )
             for one in self.fleet.island
         ]
-        whole = {one.name: one.num_chips for one in islands if one.nodes}
-        key = self._key(whole)
-        if key not in self.known:
-            left = [one for one in islands if one.nodes]
-            empty: dict[str, Any] = {"island": left, "delivery": [], "withdrawal": []}
-            self.known[key] = self._planned(whole, self.fleet.model_copy(update=empty))
-        return self._best(key)
+        left = [one for one in islands if one.nodes]
+        return self.fleet.model_copy(update={"island": left, "delivery": [], "withdrawal": []})
 
-    def _key(self, chips: Mapping[str, int]) -> tuple[int, ...]:
-        return tuple(chips.get(one.name, 0) for one in self.fleet.island)
-
-    def _planned(self, chips: Mapping[str, int], stock: Fleet) -> Rated:
+    def _planned(self, chips: Mapping[str, int], stock: Fleet, asked: Asked) -> Rated:
         if not stock.island:
             return Rated(chips=chips, answer=None, goodput=None, why="no chips")
         try:
             if stock.shares_hours:
-                return self._over_a_day(stock)
-            answer = plan(self.recipe, stock, self.asked)
+                return self._over_a_day(stock, asked)
+            answer = plan(self.recipe, stock, asked)
         except (NoPlan, InputError) as fault:
             first, *more = (" ".join(line.split()) for line in str(fault).splitlines())
             why = ": ".join([first, *more[:1]])
@@ -250,20 +277,20 @@ class Rates:
         goodput = goodput_of(answer, self.fleet.failures)
         return Rated(chips=chips, answer=answer, goodput=goodput, unpowered=answer.unpowered)
 
-    def _over_a_day(self, stock: Fleet) -> Rated:
+    def _over_a_day(self, stock: Fleet, asked: Asked) -> Rated:
         """A stock whose chips are lent by the hour: the mean of a day."""
         from atoll.planning.sharing import as_if_always, over_a_day
 
         if self._at_all_hours is None:
             self._at_all_hours = Rates(self.recipe, as_if_always(self.fleet), self.asked)
-        return over_a_day(self.recipe, stock, self.asked, self._at_all_hours)
+        return over_a_day(self.recipe, stock, asked, self._at_all_hours)
 
-    def _best(self, key: tuple[int, ...]) -> Rated:
+    def _best(self, key: tuple[int, ...], which: Which) -> Rated:
         """The plan of this stock, or a faster one that was found for a part of it."""
         own = best = self.known[key]
         for other, rated in self.known.items():
             inside = all(a <= b for a, b in zip(other, key, strict=True))
-            if inside and rated.rate() > best.rate():
+            if inside and rated.rate(which) > best.rate(which):
                 best = rated
         return own if best is own else replace(best, chips=own.chips, unpowered=own.unpowered)
 
@@ -361,7 +388,7 @@ def course_of(rates: Rates, days: Sequence[date], total: float, which: Which) ->
 
     def each() -> Iterator[float]:
         for day in days:
-            found.append(rates.of(stock_of(rates.fleet, day, which)))
+            found.append(rates.of(stock_of(rates.fleet, day, which), which))
             yield found[-1].rate(which)
 
     curve, done = run_through(total, begins, each())

@@ -80,7 +80,7 @@ def as_json(calendar: Calendar) -> dict[str, Any]:
             "periods": [_plain(calendar, period) for period in calendar.mid.periods],
             "draws": None if draws is None else {
                 "number": draws.number, "seed": draws.seed, "never": draws.never,
-                "plans": draws.plans,
+                "plans": draws.plans, "off": draws.off,
                 **{name: _iso(calendar.day(end)) for name, end in draws.quantiles().items()},
             },
             "cost": cost_json(cost_of(calendar)),

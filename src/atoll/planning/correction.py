@@ -125,8 +125,10 @@ class Likeness:
         near = 1.0 / (1.0 + np.maximum(squares, 0.0) / 2.0)
 
         def same(label: str) -> Array:
+            # Runs of one island share their labels: each is compared once, not once a run.
             left, right = a.labels[label], b.labels[label]
-            both: Array = (left[:, None] == right[None, :]) & (left[:, None] != "")
+            rows = {name: (right == name) & (name != "") for name in dict.fromkeys(left)}
+            both: Array = np.array([rows[name] for name in left]).reshape(len(a), len(b))
             return both
 
         source, stack, family, chip = (same(x) for x in ("source", "stack", "family", "chip"))

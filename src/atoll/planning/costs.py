@@ -139,11 +139,11 @@ def _bought(calendar: Calendar) -> Ends | None:
     return total[0], total[1]
 
 
-def _working(fleet: Fleet, period: Period) -> Iterator[tuple[Island, int]]:
-    """Islands of the fleet with their chips that take part in a period."""
+def _working(fleet: Fleet, period: Period) -> Iterator[tuple[Island, float]]:
+    """Islands of the fleet with their chips that take part in a period, the mean of a day."""
     islands = {one.name: one for one in fleet.island}
     for one in period.rated.answer.islands if period.rated.answer is not None else ():
-        yield islands[one.island.name], one.chips
+        yield islands[one.island.name], one.chips * period.rated.parts.get(one.island.name, 1.0)
 
 
 def _site(fleet: Fleet, island: Island) -> Site | None:

@@ -10,13 +10,14 @@ straight in the peak of the chips.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
 from atoll.facts.failures import rate_of
 from atoll.fleet import Fleet
+from atoll.planning.pace import pace_of
 from atoll.planning.planner import peaks_of
 from atoll.supply import Change, Failures, Range
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from atoll.planning.calendar import Calendar, Rates
+    from atoll.planning.calendar import Calendar, Rated, Rates
 
     Floats = NDArray[np.float64]
 
@@ -32,23 +33,28 @@ DAY = 86400.0
 NINTH_TENTH = 1.2815515655446004
 """Standard deviations of a normal distribution between its median and its 90th percentile."""
 
-APART = 1.35
-"""Peak of neighbouring support points, one by the other."""
+CLOSE = 0.01
+"""A stock that is planned between two others: so far from the line between them is near enough."""
 
-MOST = 6
-"""Support points of a period."""
+MOST = 24
+"""Stocks that are planned for a period at most."""
+
+FEW = 6
+"""The same where chips are lent by the hour, and a stock is a plan for each of many hours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
     """Seconds at which each drawn run is done, sorted; infinite where it never is.
 
-    `plans` is how many stocks were planned for them.
+    `plans` is how many stocks were planned for them; `off` how far tokens a second of a planned
+    stock were from the line between its neighbours, at most, where no more were planned.
     """
 
     seed: int
     ends: tuple[float, ...]
     plans: int
+    off: float = 0.0
 
     @property
     def number(self) -> int:
@@ -79,47 +85,102 @@ class _Drawn:
 
 
 def draw(calendar: Calendar, *, number: int, seed: int) -> Draws:
-    """Draws so many runs; the same seed, the same runs."""
+    """Draws so many runs; the same seed, the same runs.
+
+    Each change has random numbers of its own: a fleet with one change more has the others as
+    before.
+    """
     import numpy as np
 
     rates, start = calendar.rates, calendar.start
     fleet = rates.fleet
-    before = len(rates.known)
-    random = np.random.default_rng(seed)
-    changes = _changes(fleet)
-    drawn = _Drawn(
-        counts=np.array([_counts(random, one[2], number) for one in changes]),
-        speed=random.standard_normal(number),
-        failures=triangle_of(random.random(number), *_failure_range(fleet.failures)),
-    )
+    before = len(rates.known) + len(rates.quick)
+    drawn = _drawn(fleet, number, seed)
     days = [start, *fleet.change_days(start)]
-    chips = np.tile(np.array([float(one.num_chips) for one in fleet.island]), (number, 1))
-    by_name = peaks_of(rates.recipe, fleet, rates.asked)
-    peaks = np.array([by_name[one.name] for one in fleet.island])
     tokens, ends = np.zeros(number), np.full(number, np.inf)
-    done = 0
+    off = 0.0
     for index, day in enumerate(days):
-        while done < len(changes) and changes[done][0] <= day:
-            _, sign, _, island = changes[done]
-            chips[:, island] = np.maximum(0.0, chips[:, island] + sign * drawn.counts[done])
-            done += 1
         open_ = np.flatnonzero(np.isinf(ends))
         if not len(open_):
             break
         begin = (day - start).days * DAY
         end = (days[index + 1] - start).days * DAY if index + 1 < len(days) else math.inf
-        there = np.array([float(one.is_there(day)) for one in fleet.island])
-        rate = _rates(rates, chips[open_] * there, peaks, drawn, open_)
+        line = _line(rates, _whole(fleet, day, drawn)[open_])
+        off = max(off, line.off)
+        rate = _rates(line, drawn.speed[open_])
         with np.errstate(divide="ignore", over="ignore"):
             left = (calendar.tokens - tokens[open_]) / rate.raw
-        rate_now = rate.raw * _stays(random, rate, np.minimum(left, end - begin), drawn, open_)
+        random, lasting = _stream(seed, f"failures from {day}"), np.minimum(left, end - begin)
+        rate_now = rate.raw * _stays(random, rate, lasting, drawn.failures[open_])
         with np.errstate(divide="ignore", over="ignore"):
             over = begin + (calendar.tokens - tokens[open_]) / rate_now
         ends[open_] = np.where(over <= end, over, np.inf)
         if math.isfinite(end):
             tokens[open_] += rate_now * (end - begin)
     ends.sort()
-    return Draws(seed=seed, ends=tuple(map(float, ends)), plans=len(rates.known) - before)
+    plans = len(rates.known) + len(rates.quick) - before
+    return Draws(seed=seed, ends=tuple(map(float, ends)), plans=plans, off=off)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speeds:
+    """Stocks as they are drawn for a day, chips by island, and tokens a second that draws take."""
+
+    stocks: tuple[Mapping[str, int], ...]
+    tokens_per_second: tuple[float, ...]
+
+
+def speeds_on(calendar: Calendar, day: date, *, number: int, seed: int) -> Speeds:
+    """Stocks of a day, drawn, and how fast the draws take them to be at mid speed."""
+    fleet = calendar.rates.fleet
+    whole = _whole(fleet, day, _drawn(fleet, number, seed))
+    line = _line(calendar.rates, whole)
+    names = [one.name for one in fleet.island]
+    return Speeds(
+        stocks=tuple(dict(zip(names, map(int, row), strict=True)) for row in whole),
+        tokens_per_second=tuple(map(float, line.column(0))),
+    )
+
+
+def _stream(seed: int, name: str) -> np.random.Generator:
+    """Random numbers of their own for everything that has a name."""
+    import zlib
+
+    import numpy as np
+
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def _drawn(fleet: Fleet, number: int, seed: int) -> _Drawn:
+    """What is drawn once: counts in the order of `_changes`, speed, rates of failures."""
+    import numpy as np
+
+    counts, seen = [], dict[str, int]()
+    for day, sign, change, _ in _changes(fleet):
+        name = f"{'delivery' if sign > 0 else 'withdrawal'} {change.island} {day}"
+        seen[name] = seen.get(name, 0) + 1
+        counts.append(_counts(_stream(seed, f"{name} {seen[name]}"), change, number))
+    rates = _stream(seed, "rate of failures").random(number)
+    return _Drawn(
+        counts=np.array(counts),
+        speed=_stream(seed, "speed").standard_normal(number),
+        failures=triangle_of(rates, *_failure_range(fleet.failures)),
+    )
+
+
+def _whole(fleet: Fleet, day: date, drawn: _Drawn) -> Floats:
+    """Chips in whole nodes on a day, a row a run and a column an island."""
+    import numpy as np
+
+    number = len(drawn.speed)
+    chips = np.tile(np.array([float(one.num_chips) for one in fleet.island]), (number, 1))
+    for (when, sign, _, island), counts in zip(_changes(fleet), drawn.counts, strict=True):
+        if when <= day:
+            chips[:, island] = np.maximum(0.0, chips[:, island] + sign * counts)
+    there = np.array([float(one.is_there(day)) for one in fleet.island])
+    per_node = np.array([float(one.chips_per_node) for one in fleet.island])
+    nodes: Floats = np.floor(chips * there / per_node) * per_node
+    return nodes
 
 
 def _changes(fleet: Fleet) -> list[tuple[date, int, Change, int]]:
@@ -177,70 +238,150 @@ class _Rates:
     lost: Floats
 
 
-def _rates(
-    rates: Rates, chips: Floats, peaks: Floats, drawn: _Drawn, open_: NDArray[np.intp]
-) -> _Rates:
-    """Plans the support points of a period, and what lies between them for every run."""
+Row = tuple[float, float, float, float, float]
+"""A planned stock: tokens a second, failures a second, seconds that one costs, step low and high by
+mid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """A period: a measure of every run's stock, and the stocks that were planned, smallest first.
+
+    `off` is how far a planned stock is from the line between its neighbours, at most.
+    """
+
+    size: Floats
+    places: Floats
+    rows: Floats
+    off: float
+
+    def column(self, index: int) -> Floats:
+        """A number of a `Row` for every run, straight between the planned stocks."""
+        import numpy as np
+
+        values = self.rows[:, index]
+        if index == 0:
+            values = np.maximum.accumulate(values)
+        found: Floats = np.interp(self.size, self.places, values)
+        return found
+
+
+def _rates(line: _Line, z: Floats) -> _Rates:
+    """What every run computes in a period, by its own speed."""
     import numpy as np
 
-    per_node = np.array([float(one.chips_per_node) for one in rates.fleet.island])
-    whole = np.floor(chips / per_node) * per_node
-    size = whole @ peaks
-    places, rows = [], []
-    for index in support(size):
-        names = (one.name for one in rates.fleet.island)
-        rated = rates.of({name: int(n) for name, n in zip(names, whole[index], strict=True)})
-        good, answer = rated.goodput, rated.answer
-        places.append(float(size[index]))
-        if answer is None or good is None:
-            rows.append((0.0, 0.0, 0.0, 1.0, 1.0))
-            continue
-        step = answer.step_seconds
-        rows.append(
-            (
-                answer.tokens_per_second.mid * rated.share, good.per_second, good.lost,
-                step.low / step.mid, step.high / step.mid,
-            )
-        )  # fmt: skip
-    table = np.array(rows)
-    table[:, 0] = np.maximum.accumulate(table[:, 0])
-    speed, per_second, lost, fast, slow = (np.interp(size, places, column) for column in table.T)
-    z = drawn.speed[open_] / NINTH_TENTH
-    longer = np.where(z < 0, fast ** np.abs(z), slow ** np.abs(z))
+    speed, per_second, lost, fast, slow = (line.column(index) for index in range(5))
+    power = np.abs(z) / NINTH_TENTH
+    longer = np.where(z < 0, fast**power, slow**power)
     return _Rates(raw=speed / longer, per_second=per_second, lost=lost)
 
 
-def support(size: Floats) -> Sequence[int]:
-    """Runs whose stocks are planned, smallest first: the ends, and some that lie between them."""
+def _line(rates: Rates, whole: Floats) -> _Line:
+    """Plans stocks of a period where the line between their neighbours is off, the worst first."""
+    import numpy as np
+
+    by_peak = whole @ _peaks(rates)
+    like = _alike(rates, np.quantile(by_peak, (0.0, 0.5, 1.0)))
+    if not like:
+        like = (rates.of(_stock(rates, whole[np.argmax(by_peak)])),)
+    found: dict[int, Rated] = {}
+
+    def planned(run: int) -> None:
+        found[run] = rates.near(_stock(rates, whole[run]), like)
+
+    size = pace_of(rates, whole, like)
+    size = by_peak if size is None else size
+    for end in (np.argmin, np.argmax):
+        planned(int(end(size)))
+    off = _refine(size, found, planned, most=FEW if rates.fleet.shares_hours else MOST)
+    runs = sorted(found, key=lambda run: (size[run], _row(found[run])))
+    places = size[runs]
+    once = np.flatnonzero(np.diff(places, append=math.inf) > 0)
+    table = np.array([_row(found[run]) for run in runs])
+    return _Line(size=size, places=places[once], rows=table[once], off=off)
+
+
+def _refine(
+    size: Floats, found: Mapping[int, Rated], plan: Callable[[int], None], *, most: int
+) -> float:
+    """Plans more runs where a planned one is off the line of its neighbours; how far one still is.
+
+    A gap is as bad as the worse one of its ends, and is halved by the middle run inside of it.
+    """
     import numpy as np
 
     order = np.argsort(size, kind="stable")
-    low, high = float(size[order[0]]), float(size[order[-1]])
-    if low == high:
-        return [int(order[0])]
-    ratio = high / max(low, high * APART**-MOST)
-    count = min(MOST, max(2, 1 + math.ceil(math.log(ratio) / math.log(APART))), len(order))
-    wanted = np.linspace(low, high, count)
-    found = np.clip(np.searchsorted(size[order], wanted), 0, len(order) - 1)
-    chosen = [int(order[place]) for place in sorted({int(place) for place in found})]
-    kept = [chosen[0]]
-    for index in chosen[1:]:
-        if size[index] > size[kept[-1]]:
-            kept.append(index)
-    return kept
+    sizes = size[order]
+    while True:
+        once = {float(size[run]): _row(found[run])[0] for run in found}
+        points = sorted(once.items())
+        offs = [0.0 if len(points) > 2 else math.inf, *map(_off, points, points[1:], points[2:])]
+        offs.append(offs[0])
+        worst = sorted(range(len(points) - 1), key=lambda gap: -max(offs[gap], offs[gap + 1]))
+        for gap in worst:
+            if len(points) >= most or max(offs[gap], offs[gap + 1]) < CLOSE:
+                return max((off for off in offs if math.isfinite(off)), default=0.0)
+            low = int(np.searchsorted(sizes, points[gap][0], side="right"))
+            high = int(np.searchsorted(sizes, points[gap + 1][0], side="left"))
+            if low < high:
+                plan(int(order[(low + high) // 2]))
+                break
+        else:
+            return max((off for off in offs if math.isfinite(off)), default=0.0)
 
 
-def _stays(
-    random: np.random.Generator,
-    rate: _Rates,
-    seconds: Floats,
-    drawn: _Drawn,
-    open_: NDArray[np.intp],
-) -> Floats:
-    """The part of a period that is not lost to the failures that are drawn for it."""
+def _off(low: tuple[float, float], point: tuple[float, float], high: tuple[float, float]) -> float:
+    """How far (size, speed) is from the line between two others, as a part of itself."""
+    (a, slow), (at, speed), (b, fast) = low, point, high
+    line = slow + (fast - slow) * (at - a) / (b - a)
+    return abs(line / speed - 1.0) if speed else math.inf if line else 0.0
+
+
+def _peaks(rates: Rates) -> Floats:
+    """FLOP/s of a chip of every island."""
+    import numpy as np
+
+    by_name = peaks_of(rates.recipe, rates.fleet, rates.asked)
+    return np.array([by_name[one.name] for one in rates.fleet.island])
+
+
+def _alike(rates: Rates, sizes: Floats) -> Sequence[Rated]:
+    """Of the stocks that were planned in full the nearest one for each size, in FLOP/s."""
+    import numpy as np
+
+    known = [one for one in rates.known.values() if one.answer is not None]
+    names = [one.name for one in rates.fleet.island]
+    if not known:
+        return ()
+    there = np.array([[one.chips.get(name, 0) for name in names] for one in known]) @ _peaks(rates)
+    return [known[place] for place in sorted({int(np.argmin(abs(there - one))) for one in sizes})]
+
+
+def _stock(rates: Rates, row: Floats) -> dict[str, int]:
+    """Chips by island."""
+    names = (one.name for one in rates.fleet.island)
+    return {name: int(number) for name, number in zip(names, row, strict=True)}
+
+
+def _row(rated: Rated) -> Row:
+    good, answer = rated.goodput, rated.answer
+    if answer is None or good is None:
+        return 0.0, 0.0, 0.0, 1.0, 1.0
+    step = answer.step_seconds
+    return (
+        answer.tokens_per_second.mid * rated.share, good.per_second, good.lost,
+        step.low / step.mid, step.high / step.mid,
+    )  # fmt: skip
+
+
+def _stays(random: np.random.Generator, rate: _Rates, seconds: Floats, failures: Floats) -> Floats:
+    """The part of a period that is not lost to the failures that are drawn for it.
+
+    `failures` are times of the usual rate.
+    """
     import numpy as np
 
     span = np.clip(seconds, 1.0, 1e9)
-    expected = rate.per_second * drawn.failures[open_] * span
-    share: Floats = 1.0 / (1.0 + random.poisson(np.minimum(expected, 1e12)) / span * rate.lost)
+    expected = np.minimum(rate.per_second * failures * span, 1e12)
+    share: Floats = 1.0 / (1.0 + random.poisson(expected) / span * rate.lost)
     return share

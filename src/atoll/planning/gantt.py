@@ -5,14 +5,14 @@ A row is an island, its height the most chips that it ever holds in the mid cour
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from atoll.planning.calendar import WHICH, Calendar, Course, Period
 from atoll.planning.pictures import LABEL, SMALL, axis
 from atoll.planning.svg import Drawing, fit, text_width
 from atoll.units import format_count
 
-BUSY, SPARE, ABSENT, CURVE = "#0072b2", "#a6cee3", "#e4e8ec", "#d55e00"
+BUSY, SPARE, ABSENT, CURVE = "#0072b2", "#a6cee3", "var(--hatch)", "#d55e00"
 """Colours: blue computes, light blue is there without work, grey is not there; orange: tokens."""
 
 ROW = 30.0
@@ -21,13 +21,20 @@ LONGER = 1.5
 """Times of the mid course up to which the other two are drawn."""
 
 
-def calendar_picture(calendar: Calendar, width: float) -> str:
-    """The mid course as rows of chips, and the tokens of all three courses below."""
+def calendar_picture(
+    calendar: Calendar, width: float, *, only: Container[str] | None = None
+) -> str:
+    """The mid course as rows of chips, and the tokens of all three courses below.
+
+    `only` names the islands that have a row; None: all.
+    """
     drawing = Drawing(width)
     span = _span(calendar)
     scale = (width - 2.0) / span
     periods = calendar.mid.periods
     for island in calendar.rates.fleet.island:
+        if only is not None and island.name not in only:
+            continue
         most = max((one.rated.chips.get(island.name, 0) for one in periods), default=0)
         drawing.y += 14
         right = f"{most:,} chips" if most else "no chips"

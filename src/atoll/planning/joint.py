@@ -1,7 +1,8 @@
 """Joint: what all chips of a day do as one run over their links, by the planner itself.
 
 Own chips are the fleet's islands; what is ordered stands beside them as islands of its own, one for
-each chip, site and network of the offers. Failures are not counted here: `availability` is.
+each chip, site and network of the offers. Failures are not counted here: `availability` is. Nor is
+the sites' power, which the programme keeps.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Joint:
         whole = fleet.model_copy(
             update={
                 "island": [one.model_copy(update={"share": None}) for one in islands],
+                "site": [one.model_copy(update={"power": None}) for one in fleet.site],
                 "delivery": [], "withdrawal": [], "shares": Shares(),
                 "failures": Failures(mode="none"),
             }

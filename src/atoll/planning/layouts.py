@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from atoll.errors import InputError
@@ -139,6 +139,25 @@ def layouts(
                     ):
                         if suits is None or suits(layout):
                             yield layout
+
+
+def refitted(work: Work, among: Sequence[Layout], devices: int, *, grains: int) -> Iterator[Layout]:
+    """Layouts of another number of devices with the lanes that these devices fill.
+
+    As from `layouts`, without recompute; each once.
+    """
+    seen: set[tuple[object, ...]] = set()
+    for one in among:
+        dp = min(devices // one.lane_devices, grains)
+        if dp < 1:
+            continue
+        sharded = one.zero or 1
+        changes = {"dp": dp, "zero": 0 if dp * one.cp == 1 else sharded, "recompute": "none"}
+        layout = Layout.model_construct(**{**one.__dict__, **changes})
+        key = tuple(layout.__dict__.values())
+        if key not in seen and problem(work, layout, devices) is None:
+            seen.add(key)
+            yield layout
 
 
 def _finer(

@@ -14,7 +14,7 @@ from typing import Any
 
 from atoll.plan import Layout
 from atoll.planning.cost import Coefficients, Cost, step_cost
-from atoll.planning.layouts import layouts
+from atoll.planning.layouts import layouts, refitted
 from atoll.planning.machine import Machine
 from atoll.planning.memory import MemoryCoefficients, MemoryUse, memory_use
 from atoll.planning.work import Work
@@ -91,19 +91,23 @@ def island_options(
     correct: Corrector | None = None,
     only: Mapping[str, Any] | None = None,
     suits: Callable[[Layout], bool] | None = None,
+    among: Sequence[Layout] | None = None,
 ) -> tuple[list[Option], Tightest | None]:
     """The options worth keeping, fastest first for about `share` grains.
 
     And what came nearest where no layout holds all grains. `grain` is sequences a grain, `grains`
-    all grains of a step.
+    all grains of a step. `among` are layouts of other numbers of devices: then only their like.
     """
     only = only or {}
     found: list[Option] = []
     tightest: Tightest | None = None
     usable = machine.memory * USABLE
-    for layout in layouts(
-        work, machine, devices, grain=grain, grains=grains, only=only, suits=suits
-    ):
+    every = (
+        layouts(work, machine, devices, grain=grain, grains=grains, only=only, suits=suits)
+        if among is None
+        else refitted(work, among, devices, grains=grains)
+    )
+    for layout in every:
         choices = (only["recompute"],) if "recompute" in only else RECOMPUTES
         for tried, use, most in _fitting(
             work, layout, usable, grain, grains, coefficients, choices

@@ -37,6 +37,7 @@ svg.defs { position: absolute; width: 0; height: 0; }
 svg.narrow, p.narrow { display: none; }
 .t { fill: var(--ink); } .dim { fill: var(--dim); } .strong { font-weight: 650; }
 .onhatch { fill: var(--ink); paint-order: stroke; stroke: var(--hatch); stroke-width: 4px; }
+.over { paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
 .rule { stroke: var(--rule); stroke-width: 1; }
 .room { fill: var(--soft); } .frame { fill: none; stroke: var(--ink); stroke-width: 1.4; }
 .limit { stroke: var(--bound); stroke-width: 2; stroke-dasharray: 4 3; }
@@ -54,6 +55,19 @@ svg.narrow, p.narrow { display: none; }
 .boundtext { fill: var(--bound); font-weight: 650; }
 .badge { fill: var(--paper); stroke: var(--stripe); stroke-width: 1.5; }
 .badge.bounding { stroke: var(--bound); stroke-width: 2.5; }
+.badge-dot { stroke: var(--paper); stroke-width: 2; }
+h3 { font-size: 15px; margin: 22px 0 0; color: var(--dim); font-weight: 600; }
+p.lead { font-size: 17px; max-width: 80ch; }
+ul.answers { list-style: none; padding: 0; max-width: 110ch; }
+ul.answers > li { padding: 2px 0 2px 14px; border-left: 3px solid var(--blue); margin: 0 0 14px; }
+ul.answers ul { padding-left: 18px; margin: 2px 0 0; }
+article + article { margin-top: 72px; border-top: 3px solid var(--edge); padding-top: 32px; }
+article section { overflow-x: auto; }
+article th, article td { overflow-wrap: break-word; }
+.grade { display: inline-block; white-space: nowrap; padding: 0 8px; border-radius: 9px;
+  font-size: 12.5px; border: 1px solid var(--rule); }
+.grade.high { border-color: var(--blue); color: var(--blue); }
+.grade.low { border-color: var(--bound); color: var(--bound); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 10px;
   margin: 18px 0 14px; padding: 0; }
 .tile { background: var(--soft); border: 1px solid var(--edge); border-radius: 8px;
@@ -73,6 +87,7 @@ th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--edge); vertical
   overflow-wrap: anywhere; }
 th.n, td.n { text-align: right; white-space: nowrap; overflow-wrap: normal; }
 th:last-child, td:last-child { padding-right: 0; }
+th:first-child, td:first-child { min-width: 88px; }
 .gain { display: inline-block; height: 10px; background: var(--blue); border-radius: 2px; }
 ul.notes { margin: 6px 0 0; padding-left: 20px; }
 ul.notes li { overflow-wrap: anywhere; }
@@ -92,6 +107,7 @@ footer { margin-top: 40px; border-top: 1px solid var(--edge); padding-top: 10px;
   .stacks td, .stacks td.n { display: flex; gap: 12px; border: 0; padding: 1px 0;
     text-align: left; white-space: normal; }
   .stacks td::before { content: attr(data-name); color: var(--dim); flex: 0 0 70px; }
+  article .stacks td::before { flex-basis: 112px; }
   .stacks td:first-child { font-weight: 600; }
   .stacks td:first-child::before, .stacks td[data-name=""]::before { content: none; }
   table { font-size: 13px; } th, td { padding-right: 8px; }

@@ -36,6 +36,9 @@ from atoll.planning.work import Shape, Software, Work
 from atoll.recipe import Recipe, require_supported, unsupported_features
 from atoll.units import format_bytes
 
+TRIED = 8
+"""Options of an island that an answer keeps, the fastest ones, for stocks that are like it."""
+
 PRESENT = 2025.5
 """The year of the software that a plan expects, as published runs of that time used it."""
 
@@ -162,6 +165,7 @@ def problem_of(recipe: Recipe, fleet: Fleet, asked: Asked) -> tuple[Problem, lis
         places=places, fleet=stock, grain=recipe.batch.grain, grains=recipe.num_grains,
         every=asked.every or recipe.exchange.every, round_steps=recipe.exchange.steps,
         coefficients=coefficients, only=only, shares=fixed, suits=suits,
+        among={} if only else asked.among,
     )  # fmt: skip
     return problem, skipped
 
@@ -338,7 +342,7 @@ def _answer(
         finish_seconds=Estimate(
             low=step.low * steps, mid=step.mid * steps, high=step.high * steps, basis=basis
         ),
-        rejected=(*explain.rejected(problem, found), *skipped),
+        rejected=() if problem.among else (*explain.rejected(problem, found), *skipped),
         helps=tuple((what, gain * sequences) for what, gain in helps),
         notes=(
             *([f"only layouts that {asked.tool} can express were tried"] if asked.tool else []),
@@ -347,6 +351,7 @@ def _answer(
         ),
         executor=executor, executor_why=why, contract=explain.contract_of(islands, way),
         search_seconds=time.perf_counter() - begun,
+        tried={name: options[:TRIED] for name, options in found.options.items()},
     )  # fmt: skip
 
 

@@ -52,7 +52,8 @@ class Problem:
 
     `grain` is sequences a grain, `grains` all grains of a step, `every` "step" or "rounds" of
     `round_steps` steps. `only` fixes keys of every layout, `suits` narrows them, `shares` the
-    shares of the islands.
+    shares of the islands. `among` names, by island, the layouts whose like alone are tried; then
+    nothing is compared with the best way.
     """
 
     places: Sequence[Place]
@@ -65,3 +66,4 @@ class Problem:
     only: Mapping[str, Any] = field(default_factory=dict)
     suits: Callable[[Layout], bool] | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
+    among: Mapping[str, Sequence[Layout]] = field(default_factory=dict)

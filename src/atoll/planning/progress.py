@@ -17,7 +17,14 @@ from atoll.planning.orders import Ordered
 from atoll.supply import Which
 
 SUPPORTS = 6
-"""Days on which the planner is asked at most."""
+"""Days on which the planner is asked at most, of few islands; of more than `FEW`, half as many."""
+
+FEW = 8
+
+AT_ONCE = 12
+"""Islands of which the planner is asked at once; of more, the fastest, and the others stand idle.
+A plan of 50 unlike islands takes four times as long and used five of them.
+"""
 
 OPPOSITE: Mapping[Which, Which] = {"low": "high", "mid": "mid", "high": "low"}
 """Few and slow goes with late."""
@@ -151,9 +158,10 @@ def progress(
     sums = [sum(one.values()) for one in alone]
     if not asked:
         there_is = [i for i, total in enumerate(sums) if total] or [0]
+        most = SUPPORTS if max(map(len, stocks)) <= FEW else SUPPORTS // 2
         asked = [
-            Support(day=begins[i], alone=alone[i], stood=speeds.of(stocks[i]))
-            for i in (there_is[place] for place in _spread(len(there_is)))
+            Support(day=begins[i], alone=alone[i], stood=speeds.of(_fastest(stocks[i], alone[i])))
+            for i in (there_is[place] for place in _spread(len(there_is), most))
         ]
     rates = [
         case.offers.availability * total * _between(asked, day, which)
@@ -162,11 +170,17 @@ def progress(
     return Progress(begins=begins, rates=rates, sums=sums, end=end, asked=tuple(asked))
 
 
-def _spread(count: int) -> list[int]:
-    """Places of at most `SUPPORTS` of so many, the first and the last among them."""
-    if count <= SUPPORTS:
+def _fastest(stock: Mapping[str, int], alone: Mapping[str, float]) -> dict[str, int]:
+    """The islands of a stock that compute most, as many as the planner is asked of at once."""
+    names = sorted(stock, key=lambda name: (-alone[name], name))[:AT_ONCE]
+    return {name: chips for name, chips in stock.items() if name in names}
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Places of at most so many of a count, the first and the last among them."""
+    if count <= most:
         return list(range(count))
-    return sorted({round(i * (count - 1) / (SUPPORTS - 1)) for i in range(SUPPORTS)})
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 def _between(asked: Sequence[Support], day: float, which: Which) -> float:

@@ -59,7 +59,11 @@ def case_of(
     tokens = float(recipe.total_steps() * recipe.tokens_per_step)
     known: dict[Any, Rate] = {}
     chosen = [one for one in offers.offer if at in (None, one.site)]
-    rates = {one.name: _rate(recipe, island_of(one), asked, known) for one in chosen}
+    rates = {
+        one.name: _rate(recipe, island_of(one), asked, known, key=f"offer[{index}]")
+        for index, one in enumerate(offers.offer)
+        if one in chosen
+    }
     useful = [one for one in chosen if rates[one.name].speed > 0]
     sites = {one.site for one in chosen} | {one.site for one in fleet.island}
     power = {
@@ -112,23 +116,30 @@ def island_of(offer: Offer, chips: int | None = None, *, site: str = HERE) -> Is
     )  # fmt: skip
 
 
-def _rate(recipe: Recipe, island: Island, asked: Asked, known: dict[Any, Rate]) -> Rate:
-    """What a chip of an island does, the island alone; asked once for each kind of island."""
+def _rate(
+    recipe: Recipe, island: Island, asked: Asked, known: dict[Any, Rate], *, key: str
+) -> Rate:
+    """What a chip of an island does, the island alone; asked once for each kind of island.
+
+    InputError names the key of the table that the island is from.
+    """
     network: Network | None = island.network
-    key = (island.chip, island.num_chips, island.chips_per_node, network and str(network))
-    if key not in known:
+    kind = (island.chip, island.num_chips, island.chips_per_node, network and str(network))
+    if kind not in known:
         alone = island.model_copy(update={"name": "offered", "site": HERE, "share": None})
         try:
             answer = plan(recipe, Fleet(island=[alone]), asked)
-        except InputError:
+        except InputError as fault:
+            fault.key = f"{key}.{(fault.key or '').partition('.')[2]}"
+            fault.message = fault.message.removeprefix("on island offered: ")
             raise
         except AtollError as fault:
             why = " ".join(str(fault).split("\n  ")[:2])
-            known[key] = Rate(chips=island.num_chips, speed=0.0, why=why)
+            known[kind] = Rate(chips=island.num_chips, speed=0.0, why=why)
         else:
             speed = answer.tokens_per_second.mid / island.num_chips
-            known[key] = Rate(chips=island.num_chips, speed=speed)
-    return known[key]
+            known[kind] = Rate(chips=island.num_chips, speed=speed)
+    return known[kind]
 
 
 def _watts(offer: Offer, offers: Offers, index: int, needed: bool) -> float:
@@ -164,7 +175,9 @@ def _own(
             continue
         size = max(chips[0], min(TYPICAL, max(chips)))
         typical = island.model_copy(update={"nodes": max(1, size // island.chips_per_node)})
-        speed = 0.0 if at not in (None, island.site) else _rate(recipe, typical, asked, known).speed
+        speed = 0.0
+        if at in (None, island.site):
+            speed = _rate(recipe, typical, asked, known, key=f"island[{index}]").speed
         watts = facts.chip(island.chip).power
         if watts is None and island.site in power:
             message = "its site's power is limited, and nobody published what this chip draws"

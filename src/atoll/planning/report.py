@@ -126,7 +126,9 @@ def _tiles(answer: Answer, calendar: Calendar | None) -> list[str]:
     ]
 
 
-def _figure(draw: Callable[[float], str], legend: Sequence[tuple[str, str]], *captions: str) -> str:
+def pictured(
+    draw: Callable[[float], str], legend: Sequence[tuple[str, str]], *captions: str
+) -> str:
     """A picture for both widths, its legend (fill, name), captions as markup."""
     entries = [tag("li", _swatch(fill), escape(name)) for fill, name in legend]
     return tag(
@@ -161,7 +163,7 @@ def _memory(answer: Answer) -> str:
     if answer.way.chain is not None:
         caption += " In a chain the fullest stage of each island is shown."
     draw = _drawn(answer, memory_picture)
-    return _section("Memory of a device", _figure(draw, legend, tag("p", caption)))
+    return section("Memory of a device", pictured(draw, legend, tag("p", caption)))
 
 
 def _drawn(answer: Answer, picture: Callable[[Answer, float], str]) -> Callable[[float], str]:
@@ -179,8 +181,8 @@ def _time(answer: Answer) -> str:
             "Each bar is one step, seen by the slowest stage of an island; all stages move at the "
             "pace of the slowest one. The pipeline fills and drains once a step (bubble)."
         )
-    figure = _figure(_drawn(answer, time_picture), _legend(segments), tag("p", caption))
-    return _section("Where a step's time goes", figure)
+    figure = pictured(_drawn(answer, time_picture), _legend(segments), tag("p", caption))
+    return section("Where a step's time goes", figure)
 
 
 def _timeline(answer: Answer) -> str:
@@ -192,7 +194,7 @@ def _timeline(answer: Answer) -> str:
             f"{_count(devices, 'device')}{' at most' if len(answer.islands) > 1 else ''}, so there "
             "is no bubble and nothing to draw."
         )
-        return _section("Pipeline", tag("p", words))
+        return section("Pipeline", tag("p", words))
     legend = [(FORWARD, "forward"), (BACKWARD, "backward"), ("url(#hatch-idle)", "waiting")]
     if any(row.link for row in line.rows):
         legend.append((LINK, "on the link"))
@@ -200,8 +202,8 @@ def _timeline(answer: Answer) -> str:
         tag("p", escape(timeline_caption(line, width)), class_=kind)
         for width, kind in ((WIDE, "wide"), (NARROW, "narrow"))
     ]
-    return _section(
-        "Pipeline", _figure(lambda width: timeline_picture(line, width), legend, *captions)
+    return section(
+        "Pipeline", pictured(lambda width: timeline_picture(line, width), legend, *captions)
     )
 
 
@@ -218,8 +220,8 @@ def _map(answer: Answer) -> str:
         if uplinks:
             caption += f" What is narrow is the uplink of {', '.join(uplinks)} (orange)."
     captions = [tag("p", escape(caption))] if caption else []
-    figure = _figure(_drawn(answer, map_picture), [], *captions)
-    return _section("Sites, islands, links", figure)
+    figure = pictured(_drawn(answer, map_picture), [], *captions)
+    return section("Sites, islands, links", figure)
 
 
 def _calendar(calendar: Calendar | None) -> str:
@@ -240,11 +242,11 @@ def _calendar(calendar: Calendar | None) -> str:
     if calendar.draws is not None:
         words += f" Drawn: {drawn_text(calendar)}."
         caption += " In the time of the orange field 8 of 10 drawn fleets are done."
-    figure = _figure(lambda width: calendar_picture(calendar, width), legend, tag("p", caption))
+    figure = pictured(lambda width: calendar_picture(calendar, width), legend, tag("p", caption))
     head, rows = shown_periods(calendar, most=100)
     cells = [[escape(cell) for cell in row] for row in rows]
     notes = [tag("li", escape(note)) for note in calendar.notes]
-    return _section(
+    return section(
         "As the fleet changes", tag("p", escape(words)), figure,
         table(head, cells, numbers=tuple(head[2:])),
         tag("ul", *notes, class_="notes") if notes else "",
@@ -259,12 +261,12 @@ def _sharing(found: Sharing | None) -> str:
     from atoll.planning.sharetable import notes, shown_hours, summary
 
     legend = [*LEGEND, ("url(#hatch-waiting)", "on their way")]
-    figure = _figure(lambda width: day_picture(found, width), legend)
+    figure = pictured(lambda width: day_picture(found, width), legend)
     lines = [tag("dt", escape(name)) + tag("dd", escape(text)) for name, text in summary(found)]
     head, rows = shown_hours(found)
     cells = [[escape(cell) for cell in row] for row in rows]
     told = [tag("li", escape(note)) for note in notes(found)]
-    return _section(
+    return section(
         "By the hour: people and training", tag("dl", *lines), figure,
         table([escape(name) for name in head], cells, numbers=tuple(head[1:])),
         tag("ul", *told, class_="notes"),
@@ -280,7 +282,7 @@ def _deadline(deadline: Deadline | None) -> str:
     lines = [tag("dt", escape(name)) + tag("dd", escape(text)) for name, text in summary(deadline)]
     told = [tag("li", escape(note)) for note in notes(deadline)]
     title = f"The largest model by {deadline.by}"
-    return _section(title, tag("dl", *lines), tag("ul", *told, class_="notes"))
+    return section(title, tag("dl", *lines), tag("ul", *told, class_="notes"))
 
 
 def _what_if(found: Sequence[WhatIf], calendar: Calendar | None, deadline: Deadline | None) -> str:
@@ -291,10 +293,11 @@ def _what_if(found: Sequence[WhatIf], calendar: Calendar | None, deadline: Deadl
 
     head, rows = shown(found, calendar, deadline)
     cells = [[escape(cell) for cell in row] for row in rows]
-    return _section("What if", table(head, cells, numbers=tuple(head[1:])))
+    return section("What if", table(head, cells, numbers=tuple(head[1:])))
 
 
-def _section(title: str, *content: str) -> str:
+def section(title: str, *content: str) -> str:
+    """A part of a page below its heading; both are markup already."""
     return tag("section", tag("h2", title), *content)
 
 
@@ -302,7 +305,7 @@ def _layouts(answer: Answer) -> str:
     head, rows = shown_islands(answer)
     cells = [[escape(cell) for cell in row] for row in rows]
     words = tuple(name for name in head if name not in ("island", "chip", "layout", "site"))
-    return _section("Layout of every island", table(head, cells, numbers=words))
+    return section("Layout of every island", table(head, cells, numbers=words))
 
 
 def _estimates(answer: Answer) -> str:
@@ -326,7 +329,7 @@ def _estimates(answer: Answer) -> str:
     }[answer.step_seconds.basis]
     head = ["what", "low", "mid", "high"]
     words = f"Basis: {answer.step_seconds.basis}, that is, {basis}."
-    return _section(
+    return section(
         "Estimates", table(head, rows, numbers=("low", "mid", "high"), stacks=False),
         tag("p", words, class_="dim"),
     )  # fmt: skip
@@ -342,19 +345,19 @@ def _helps(answer: Answer) -> str:
         bar = tag("span", " ", class_="gain", style=f"width: {200.0 * gain / most:.0f}px")
         rows.append([escape(what), f"+{gain:,.0f}", bar])
     head = ["what", "tokens/s", ""]
-    return _section("What would help", table(head, rows, numbers=("tokens/s",)))
+    return section("What would help", table(head, rows, numbers=("tokens/s",)))
 
 
 def _rejected(answer: Answer) -> str:
     if not answer.rejected:
         return ""
     rows = [[escape(one.what), escape(one.why)] for one in answer.rejected]
-    return _section("Runners-up, and why they lost", table(["what", "why not"], rows))
+    return section("Runners-up, and why they lost", table(["what", "why not"], rows))
 
 
 def _notes(answer: Answer) -> str:
     notes = [tag("li", escape(note)) for note in answer.notes]
-    return _section("Notes", tag("ul", *notes, class_="notes")) if notes else ""
+    return section("Notes", tag("ul", *notes, class_="notes")) if notes else ""
 
 
 def _footer(answer: Answer) -> str:

@@ -68,7 +68,7 @@ def search(problem: Problem) -> Found:
         way = best_way(problem, options, problem.every)
         if way.split.options:
             ways.append(way)
-            others = _other_ways(problem, options)
+            others = {} if problem.among else _other_ways(problem, options)
     # Islands that hold a part of the grains are no misfits where the others hold the rest.
     misfits = {name: tight for name, tight in tightest.items() if not ways or name not in options}
     if misfits and len(problem.places) > 1 and not problem.only:
@@ -141,7 +141,8 @@ def all_options(
     for place in problem.places:
         share = max(1, round(problem.grains * place.speed / total))
         on = place.machine
-        key = (on.chip, on.network, on.network_latency, on.node_devices, place.devices)
+        among = problem.among.get(place.name)
+        key = (on.chip, on.network, on.network_latency, on.node_devices, place.devices, id(among))
         if problem.only:
             _require(problem, place)
         if key not in seen:
@@ -149,7 +150,7 @@ def all_options(
                 place.work, place.machine, place.devices,
                 grain=problem.grain, grains=problem.grains, share=share,
                 coefficients=problem.coefficients, correct=place.correct, only=problem.only,
-                suits=problem.suits,
+                suits=problem.suits, among=among,
             )  # fmt: skip
         found, tightest = seen[key]
         if found:
@@ -332,7 +333,7 @@ def what_helps(problem: Problem, found: Found) -> list[tuple[str, float]]:
     More nodes of an island: as many as one more lane takes, divided by them, so that the answer is
     for one node. Whole lanes and whole grains make the true gain a staircase; this is its slope.
     """
-    if found.best.chain is not None or problem.shares:
+    if found.best.chain is not None or problem.shares or problem.among:
         return []
     now = problem.grains / slope_seconds(problem, found.best)
     gains = []

@@ -102,9 +102,8 @@ class Sharing:
     @property
     def offset(self) -> float:
         """Seconds ahead of UTC of the clocks by which a person reads the day."""
-        one = self.lenders[0]
-        told = self.answer.fleet.offset_of(one.island.site)
-        return one.server.offset if one.server is not None else told or 0.0
+        sites = [one.island.site for one in self.lenders]
+        return self.answer.fleet.offset_of(sites[0]) or 0.0 if sites else 0.0
 
 
 def share(recipe: Recipe, fleet: Fleet, asked: Asked, *, rates: Rates | None = None) -> Sharing:
@@ -182,14 +181,14 @@ def _lenders(recipe: Recipe, stock: Fleet, asked: Asked, rates: Rates) -> list[L
     names = [one.name for one in stock.island]
     own = model_of(recipe)
     servers = []
-    for index, one in enumerate(stock.traffic):
+    for one in stock.traffic:
         if one.island not in names:
             continue  # nothing is delivered yet
         model, name = (own, recipe.name) if one.model is None else (preset(one.model), one.model)
         try:
             servers.append(server_of(one, stock, model, name, asked))
         except InputError as fault:
-            fault.key = f"traffic[{index}].island"
+            fault.key = f"island[{names.index(one.island)}].{fault.key}"
             raise
     hours = [one for one in stock.island if one.hours is not None]
     everything = rates.of({one.name: one.num_chips for one in stock.island})

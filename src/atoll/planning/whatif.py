@@ -6,12 +6,14 @@
     no more h20 from 2025-04-15       deliveries of it from that day on do not come
     without h20 from 2025-04-15       all of it is away from that day on
     late west by 60 d                 every delivery of it after the first day is late
+    30 % of west                      a part of all its counts: the rest serves others, say
 
 Without a day a change holds from the first one on. Several with ";" in between are one question.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,7 +107,7 @@ def changed(fleet: Fleet, what: str, *, start: date) -> Fleet:
     try:
         for part in what.split(";"):
             fleet = _changed(fleet, part.strip(), start)
-        return Fleet.from_dict(_within_stock(fleet).as_dict())
+        return Fleet.from_dict(within_stock(fleet).as_dict())
     except InputError as fault:
         if fault.key is not None:
             fault.message = f"{fault.key} {fault.message}"
@@ -181,6 +183,59 @@ def _late(fleet: Fleet, words: Words, start: date) -> Fleet:
     return fleet.model_copy(update={"delivery": moved})
 
 
+def _part(fleet: Fleet, words: Words, _: date) -> Fleet:
+    """What is taken away is rounded up, so that a part is never more than the whole."""
+    names, part = _named(fleet, str(words[1])), _percent(words[0])
+
+    def less(change: Change, rounded: Callable[[float], int]) -> Change:
+        if change.island not in names:
+            return change
+        count = change.count
+        low, mid, high = (rounded(part * n) for n in (count.low, count.mid, count.high))
+        return change.model_copy(update={"count": Range(low=low, mid=mid, high=high)})
+
+    islands = [
+        one.model_copy(update={"nodes": int(part * one.nodes)}) if one.name in names else one
+        for one in fleet.island
+    ]
+    changes = {
+        "delivery": [less(one, math.floor) for one in fleet.delivery],
+        "withdrawal": [less(one, math.ceil) for one in fleet.withdrawal],
+    }
+    coming = {one.island for one in changes["delivery"]}
+    never = {one.name for one in islands if one.nodes == 0 and one.name not in coming}
+    return _without_islands(fleet.model_copy(update={"island": islands, **changes}), never)
+
+
+def _percent(text: str | None) -> float:
+    try:
+        part = float(str(text)) / 100.0
+    except ValueError:
+        part = -1.0
+    if not 0.0 <= part <= 1.0:
+        raise InputError(
+            f"{text} % is no part of something", fix="from 0 to 100, as in 30 % of west"
+        )
+    return part
+
+
+def ending(part: str, start: date) -> tuple[str, date] | None:
+    """(island or chip, day) of a change after which something can no more be had; None of others.
+
+    InputError for a day that is none.
+    """
+    found = re.fullmatch(rf"(?:no\s+more|without)\s+(\S+){_FROM}", part.strip(), re.ASCII)
+    return None if found is None else (found[1], _day(found[2], start))
+
+
+def islands_of(fleet: Fleet, name: str) -> list[str]:
+    """The islands that a change means by a name, none if there are none."""
+    try:
+        return _named(fleet, name)
+    except InputError:
+        return []
+
+
 _FROM = r"(?:\s+from\s+(\S+))?"
 _VERBS: Sequence[tuple[str, Callable[[Fleet, Words, date], Fleet]]] = (
     (rf"\+\s*(\S+)\s+(\S+)(?:\s+at\s+(\S+))?{_FROM}", _more),
@@ -188,6 +243,7 @@ _VERBS: Sequence[tuple[str, Callable[[Fleet, Words, date], Fleet]]] = (
     (rf"no\s+more\s+(\S+){_FROM}", _no_more),
     (rf"without\s+(\S+){_FROM}", _without),
     (r"late\s+(\S+)\s+by\s+(.+)", _late),
+    (r"(\S+?)\s*%\s+of\s+(\S+)", _part),
 )
 
 
@@ -259,7 +315,7 @@ def _without_islands(fleet: Fleet, names: set[str]) -> Fleet:
     return fleet.model_copy(update=tables)
 
 
-def _within_stock(fleet: Fleet) -> Fleet:
+def within_stock(fleet: Fleet) -> Fleet:
     """The fleet with every withdrawal at most what its island has then (by mid).
 
     What a question takes away cannot be taken once more by the file.

@@ -34,7 +34,7 @@ from atoll.serving.request import Request as Generation
 from atoll.serving.template import TemplateFailed
 
 if TYPE_CHECKING:
-    from atoll.serving.request import Engine
+    from atoll.serving.request import Engine, Stream
     from atoll.serving.stops import Piece
     from atoll.serving.text import Language
 
@@ -239,22 +239,29 @@ class Service:
         )
 
     async def _answer(self, request: Request, body: p.Asked, task: _Task) -> Response:
-        """Submits all choices, or none."""
-        streams = []
+        """Submits all choices, or none; whatever happens, none is left behind."""
+        streams: list[Stream] = []
+
+        def cancel_all() -> None:
+            for stream in streams:
+                stream.cancel()
+
         try:
             for choice in task.choices:
                 streams.append(self.engine.submit(choice))
         except BaseException as error:
-            for stream in streams:
-                stream.cancel()
+            cancel_all()
             raise _refusal(error, task) from error
         stop_ids = self.language.stop_ids
         replies = [reply(s, self.language.writer(task.stops), stop_ids) for s in streams]
         items = self._observed(together(replies), task)
         if body.stream:
             usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-            return EventStream(self._events(items, task, with_usage=usage))
-        return await unless_left(request, self._whole(items, task))
+            return EventStream(self._events(items, task, with_usage=usage), at_end=cancel_all)
+        try:
+            return await unless_left(request, self._whole(items, task))
+        finally:
+            cancel_all()
 
     async def _observed(
         self, items: AsyncIterator[tuple[int, Piece | End]], task: _Task

@@ -28,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from atoll.errors import InputError
-from atoll.modeling.inference import MIN_QUERIES, PAGE, ROW_COUNTS, Inference, Piece, page_bytes
+from atoll.modeling.agreeing import settle
+from atoll.modeling.inference import PAGE, Inference, Piece, page_bytes
 from atoll.modeling.loaded import Loaded
 from atoll.modeling.sampling import choose, log_probabilities, penalised, uniform
 from atoll.serving.cache import Pages
@@ -103,15 +104,14 @@ def open_engine(
             fix=f"Give at least {most // max_concurrency * size} bytes for one full context.",
         )
     inference = Inference(
-        model,
-        loaded.tensors,
-        device=place,
-        num_pages=num_pages,
-        page=page,
-        row_counts=range(1, MAX_ROWS + 1) if fast else ROW_COUNTS,
-        min_queries=1 if fast else MIN_QUERIES,
+        model, loaded.tensors, device=place, num_pages=num_pages, page=page, fast=fast
     )
-    return BuiltIn(inference, max_concurrency=max_concurrency, max_queue=max_queue)
+    max_rows = max(MAX_ROWS, 2 * max_concurrency)
+    invariant = not fast and settle(inference, most=max_rows)
+    if not (fast or invariant):
+        _log.warning("on this device a request's tokens depend on what else is being served")
+    scheduler = Scheduler(Pages(num_pages, page), max_running=max_concurrency, max_rows=max_rows)
+    return BuiltIn(inference, scheduler, max_queue=max_queue, invariant=invariant)
 
 
 def _free_memory(device: Any) -> int:
@@ -124,19 +124,19 @@ def _free_memory(device: Any) -> int:
 
 
 class BuiltIn(Engine):
-    """The engine of `open_engine`. ``limit`` is the tokens of prompt and answer together."""
+    """The engine of `open_engine`. ``limit`` is the tokens of prompt and answer together;
+    ``invariant`` says whether a request's tokens were seen not to depend on other requests."""
 
-    def __init__(self, inference: Inference, *, max_concurrency: int, max_queue: int) -> None:
+    def __init__(
+        self, inference: Inference, scheduler: Scheduler, *, max_queue: int, invariant: bool
+    ) -> None:
         model = inference.model
-        pages = Pages(inference.num_pages, inference.page)
         self.limit = min(model.context, inference.num_pages * inference.page)
+        self.invariant = invariant
         self._vocab = model.resolved_vocab
         self._page_bytes = page_bytes(model, inference.page)
-        self._inference = inference
+        self._inference, self._scheduler = inference, scheduler
         self._max_queue = max_queue
-        self._scheduler = Scheduler(
-            pages, max_running=max_concurrency, max_rows=max(MAX_ROWS, 2 * max_concurrency)
-        )
         # All below is shared between threads and read or written under the lock.
         self._wake = threading.Condition()
         self._arrived: deque[_Stream] = deque()

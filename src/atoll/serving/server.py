@@ -34,6 +34,7 @@ HEAD_SECONDS = 20.0
 UNREAD_SECONDS = 60.0
 """A connection ends when its client has taken nothing for so long."""
 
+_FOR_PAGES = 0.5  # seconds for a page to hear of the end
 _AFTER_GRACE = 3  # seconds for the last events to go out
 
 
@@ -46,9 +47,6 @@ def listen(host: str, port: int) -> socket.socket:
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit it
-            unread = int(UNREAD_SECONDS * 1000)
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread)
         found.bind(address)
     except OSError as error:
         found.close()
@@ -131,9 +129,29 @@ class Server(uvicorn.Server):
         if not closing.done():
             await asyncio.to_thread(self._engine.close, 0.0)
         await closing
-        for end in getattr(self._app.state, "endings", ()):  # of streams that have no end
+        for end in getattr(self._app.state, "endings", ()):  # of streams that have none
             end()
+        await self._last_words()
         await super().shutdown(sockets=sockets)
+
+    async def _last_words(self) -> None:
+        """Let the last events go out, and end what is open all the same: a page's, say, or that of
+        a client that does not read."""
+        connections = self.server_state.connections
+        await self._tasks_end(_FOR_PAGES)
+        for connection in list(connections):
+            assert isinstance(connection, _Protocol)
+            if connection.scope is not None and not connection.scope["path"].startswith("/v1/"):
+                connection.transport.close()
+        if not await self._tasks_end(_AFTER_GRACE):
+            for connection in list(connections):
+                connection.transport.abort()
+
+    async def _tasks_end(self, seconds: float) -> bool:
+        tasks = list(self.server_state.tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        return not self.server_state.tasks
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -161,9 +179,11 @@ class Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's protocol, which gives up on a request whose head does not arrive."""
+    """uvicorn's protocol, which gives up on heads that do not arrive and answers that nobody
+    reads."""
 
     _patience: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
@@ -176,8 +196,19 @@ class _Protocol(H11Protocol):
         elif self._patience is None and self.conn.trailing_data[0]:
             self._wait_for_head()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def _wait_for_head(self) -> None:

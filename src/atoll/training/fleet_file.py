@@ -25,12 +25,14 @@ class FleetFile:
     def __init__(
         self, path: Path, recipe: Recipe, members: list[MemberSpec], say: Callable[[str], None]
     ) -> None:
-        """`members` are the islands that the run began with, by the file as it is now."""
+        """`members` are the islands that the run begins with, by the file as it was when it was
+        read first: it may have changed since.
+        """
         self._path, self._recipe, self._say = path, recipe, say
         self.members = members
         self.empty = False
         """Whether the file names no island: the run then waits."""
-        self._seen = self._stamp()
+        self._seen = (0, 0)
         self._looked = time.monotonic()
 
     def _stamp(self) -> tuple[int, int]:
