@@ -94,7 +94,7 @@ def test_a_conversation(served, visit):
     page.wait_for_selector("#chat .bot.message >> nth=1")
     page.click("#fresh")  # in the middle of an answer
     page.wait_for_selector("#chat .bot.message", state="detached")
-    page.wait_for_selector("#send")
+    v.until("() => sessionStorage['atoll.chat'] == '[]'")
     idle(served)
     v.reload()
     assert page.locator("#chat .bot.message").count() == 0

@@ -167,7 +167,10 @@ class _Page:
         self.chat.edit(self._edit, given, **common)
         self.halt.click(self._stop, None, None, **_AT_ONCE)
         self.fresh.click(
-            self._fresh, None, [self.chat, self.notice_row, self.send, self.halt], **_AT_ONCE
+            self._fresh,
+            None,
+            [self.chat, self.notice_row, self.send, self.halt],
+            **_AT_ONCE,
         ).then(None, js="() => atoll.focus()")
 
     def _keep(self) -> None:
@@ -281,7 +284,9 @@ class _Page:
             text = step.text.lstrip()  # templates leave empty lines before it
             answer = [{"role": "assistant", "content": text}] if text else []
             update: Update = {self.chat: [*history, *answer]}
-            if step.end is not None:
+            if step.end == "cleared":
+                update = self._empty()
+            elif step.end is not None:
                 update |= self._end(step, language, max_tokens)
             elif waiting and text:
                 update[self.notice_row], waiting = gr.Row(visible=False), False
@@ -314,14 +319,18 @@ class _Page:
         }
 
     def _stop(self, request: gr.Request) -> None:
-        self.talk.stop(str(request.session_hash))
+        self.talk.stop(str(request.session_hash), end="stopped")
 
     def _left(self, request: gr.Request) -> None:
         """The page was closed or loaded anew."""
-        self.talk.stop(str(request.session_hash))
+        self.talk.stop(str(request.session_hash), end=None)
 
     def _fresh(self, request: gr.Request) -> Update:
-        self.talk.stop(str(request.session_hash), told=False)
+        """Empty the page; an answer under way does it, after all that it has sent."""
+        running = self.talk.stop(str(request.session_hash), end="cleared")
+        return {self.chat: gr.skip()} if running else self._empty()
+
+    def _empty(self) -> Update:
         return {
             self.chat: [],
             self.notice_row: gr.Row(visible=False),

@@ -19,8 +19,8 @@ _SHOW_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The answer so far, and why it ended: a key of words.toml, "" at its natural end, None while
-    it goes on."""
+    """The answer so far, and why it ended: a key of words.toml, "" at its natural end, what `stop`
+    was given, None while it goes on."""
 
     text: str
     end: str | None = None
@@ -30,7 +30,7 @@ class Step:
 @dataclass(slots=True)
 class _UnderWay:
     stopped: asyncio.Event
-    told: bool = True  # whether its visitor still wants to hear how it ended
+    end: str | None = None  # of its last step; None if there is to be none
 
 
 class Talk:
@@ -40,18 +40,22 @@ class Talk:
         self._endpoint = endpoint
         self._running: dict[str, _UnderWay] = {}
 
-    def stop(self, visitor: str, *, told: bool = True) -> None:
-        """End the visitor's answer, if there is one: the server sees its client leave. Unless the
-        visitor is ``told``, the answer has no last step: something else is on the page by then."""
-        if visitor in self._running:
-            self._running[visitor].told = told
-            self._running[visitor].stopped.set()
+    def stop(self, visitor: str, *, end: str | None) -> bool:
+        """End the visitor's answer: the server sees its client leave. False if there is none.
+
+        ``end`` is that of its last step: what is told there comes after all that the answer has
+        on its way to the page. None: there is no last step."""
+        this = self._running.get(visitor)
+        if this is not None:
+            this.end = end
+            this.stopped.set()
+        return this is not None
 
     async def answer(
         self, visitor: str, messages: Sequence[Message], settings: Mapping[str, Any], *, key: str
     ) -> AsyncIterator[Step]:
         """The answer as it grows; the last step has its end. An earlier one is stopped."""
-        self.stop(visitor, told=False)
+        self.stop(visitor, end=None)
         this = self._running[visitor] = _UnderWay(asyncio.Event())
         pieces: asyncio.Queue[str | Refused | None] = asyncio.Queue()
         reading = asyncio.create_task(self._read(pieces, messages, settings, key))
@@ -62,8 +66,8 @@ class Talk:
             while True:
                 piece = await pieces.get()
                 if this.stopped.is_set():
-                    if this.told:
-                        yield Step(text, "stopped")
+                    if this.end is not None:
+                        yield Step(text, this.end)
                     return
                 if piece is None:
                     yield Step(text, "cut" if cut else "")
