@@ -26,9 +26,13 @@ def changed(scenario: Scenario, side: Side) -> tuple[Fleet, Offers | None]:
     InputError, its key that of a question, for what is neither in the fleet nor on offer.
     """
     fleet, offers = scenario.fleet, scenario.offers
-    for text in side.changes:
-        for part in text.split(";"):
-            fleet, offers = _changed(fleet, offers, part.strip(), scenario.start)
+    for key, words in side.changes:
+        for part in map(str.strip, words.split(";")):
+            try:
+                fleet, offers = _changed(fleet, offers, part, scenario.start)
+            except InputError as fault:
+                fault.key, fault.value = key, part
+                raise
     if side.deliveries:
         fleet = _replaced(fleet, side.deliveries)
     for name in side.without_limits:
@@ -45,18 +49,11 @@ def _changed(
     fleet: Fleet, offers: Offers | None, part: str, start: date
 ) -> tuple[Fleet, Offers | None]:
     """One change; what can no more be had is not on offer any more either."""
-    try:
-        end = whatif.ending(part, start)
-        if offers is not None and end is not None:
-            fewer = _ended(offers, *end)
-            if fewer is not offers:
-                offers = fewer
-                if not whatif.islands_of(fleet, end[0]):
-                    return fleet, offers
-        return whatif.changed(fleet, part, start=start), offers
-    except InputError as fault:
-        fault.key, fault.value = "change", part
-        raise
+    end = whatif.ending(part, start)
+    fewer = offers if offers is None or end is None else _ended(offers, *end)
+    if fewer is not offers and end is not None and not whatif.islands_of(fleet, end[0]):
+        return fleet, fewer
+    return whatif.changed(fleet, part, start=start), fewer
 
 
 def _ended(offers: Offers, name: str, day: date) -> Offers:

@@ -89,18 +89,23 @@ class Question(Noun):
 
     def sides(self) -> tuple[Side, Side]:
         """What is given, and that with the change."""
+        given = (("given", self.given),) if self.given else ()
+        change = (("change", self.change),) if self.change else ()
         after = Side(
-            changes=tuple(one for one in (self.given, self.change) if one),
-            deliveries=tuple(self.deliveries), without_limits=tuple(self.without_limits),
+            changes=(*given, *change), deliveries=tuple(self.deliveries),
+            without_limits=tuple(self.without_limits),
         )  # fmt: skip
-        return Side(changes=(self.given,) if self.given else ()), after
+        return Side(changes=given), after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """All changes of a fleet and its offers on one side of a question; none: as it stands."""
+    """All changes of a fleet and its offers on one side of a question; none: as it stands.
 
-    changes: tuple[str, ...] = ()
+    `changes` are (key of the question, words).
+    """
+
+    changes: tuple[tuple[str, str], ...] = ()
     deliveries: tuple[Arrival, ...] = ()
     without_limits: tuple[str, ...] = ()
 

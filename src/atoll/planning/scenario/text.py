@@ -77,7 +77,8 @@ def _bought(told: Told) -> list[str]:
         parts = []
         for tokens in (by_itself(told), told.agreed.tokens):
             flops, size, _ = largest_model(tokens, told.flops_a_token)
-            parts.append(f"{flops:.2g} FLOP (a dense model of {format_count(size)} parameters)")
+            about = format_count(float(f"{size:.2g}"))
+            parts.append(f"{flops:.2g} FLOP (a dense model of {about} parameters)")
         lines.append(
             f"computing by {_last_day(told)}: {parts[0]} if every island works by itself; as one "
             f"run over the links {parts[1]}"
