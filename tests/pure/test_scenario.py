@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from datetime import date
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.pure.test_plan_command import RECIPE
+from tests.pure.test_strict_anything import anything, paths
 
+from atoll import strict
 from atoll.cli import main
 from atoll.errors import InputError
 from atoll.facts.rules import rule_set
@@ -22,7 +25,7 @@ from atoll.planning.placing import Chosen
 from atoll.planning.planner import Asked
 from atoll.planning.scenario import text
 from atoll.planning.scenario.change import alike, changed
-from atoll.planning.scenario.file import Scenario, load
+from atoll.planning.scenario.file import Scenario, ScenarioFile, Side, load
 from atoll.planning.scenario.page import report_of
 from atoll.planning.scenario.study import Study, by_hand, study
 
@@ -168,6 +171,12 @@ by = 2025-01-01
 """
 
 
+SMALL = Scenario(
+    file=Path("scenario.toml"), told=strict.validate(ScenarioFile, tomllib.loads(SCENARIO)),
+    fleet=Fleet.from_dict(tomllib.loads(FLEET)), recipes=(), offers=None, order_recipe=None,
+)  # fmt: skip
+
+
 def files(folder: Path, scenario: str = SCENARIO, **others: str) -> Path:
     """A folder of a scenario; `others` are texts by the stem of their file."""
     texts = {"fleet": FLEET, "offers": OFFERS, "scenario": scenario, **others}
@@ -309,7 +318,7 @@ COUNTS = st.lists(st.integers(0, 40), min_size=3, max_size=3).map(sorted)
 @st.composite
 def fleets(draw) -> Fleet:
     """Deliveries and withdrawals as they come; never more taken than there is by mid."""
-    found = Fleet.from_dict(tables(FLEET))
+    found = Fleet.from_dict(tomllib.loads(FLEET))
     changes = {}
     for table in ("delivery", "withdrawal"):
         changes[table] = [
@@ -326,12 +335,6 @@ def fleets(draw) -> Fleet:
         "delivery": parsed.delivery, "withdrawal": parsed.withdrawal,
     }  # fmt: skip
     return whatif.within_stock(found.model_copy(update=update))
-
-
-def tables(words: str) -> dict:
-    import tomllib
-
-    return tomllib.loads(words)
 
 
 def stocks(fleet: Fleet, days: list[date]) -> list[dict[str, int]]:
@@ -355,7 +358,7 @@ def test_more_chips_are_more_on_every_day(fleet, number, day) -> None:
 
 
 def test_a_part_by_hand() -> None:
-    after = whatif.changed(Fleet.from_dict(tables(FLEET)), "30 % of west", start=START)
+    after = whatif.changed(Fleet.from_dict(tomllib.loads(FLEET)), "30 % of west", start=START)
     assert [one.count.mid for one in after.delivery] == [4, 4]
     assert [one.count.high for one in after.withdrawal] == [5]
     assert after.withdrawal[0].count.mid == 3
@@ -371,6 +374,38 @@ def test_fleets_get_the_islands_of_all(folder) -> None:
                            scenario.fleet.island]}
     )  # fmt: skip
     assert alike([scenario.fleet, unlike]) == [scenario.fleet, unlike]
+
+
+PARTS = st.lists(
+    st.sampled_from(["+10", "-3", "no more", "without", "late", "by", "from", "at", "of", "%", "30",
+                     "west", "h20", "b200", "2024-07-05", "9", "60 d", ";", "home", "x", ""]),
+    max_size=7,
+).map(" ".join) | st.text(max_size=20)  # fmt: skip
+
+
+@given(PARTS)
+def test_any_words_are_a_change_or_one_error(words) -> None:
+    try:
+        after = changed(SMALL, Side(changes=(("change", words),)))[0]
+    except InputError as fault:
+        assert fault.key == "change"
+    else:
+        assert after.island
+
+
+@given(st.data())
+def test_any_table_is_a_scenario_or_one_error(data) -> None:
+    """One place of the file holds anything."""
+    whole = tomllib.loads(SCENARIO.replace("[[model]]", ORDERS + "[[model]]", 1))
+    path = data.draw(st.sampled_from(sorted(paths(whole), key=repr)))
+    here = whole
+    for step in path[:-1]:
+        here = here[step]
+    here[path[-1]] = data.draw(anything)
+    try:
+        strict.validate(ScenarioFile, whole, file="scenario.toml")
+    except InputError as fault:
+        assert fault.file == "scenario.toml"
 
 
 # ------------------------------------------------------------------ answers

@@ -224,6 +224,7 @@ def as_json(server: Server, lent: Sequence[int]) -> dict[str, Any]:
         "model": server.model,
         "requests_a_day": 3600.0 * sum(server.load),
         "requests_per_second": list(server.load),
+        "basis": "fitted" if server.machine.measured is None else "measured",
         "node_chips": server.island.chips_per_node,
         "nodes": server.island.nodes,
         "device_seconds_per_request": {

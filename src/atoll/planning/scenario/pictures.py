@@ -202,7 +202,8 @@ def what_if_picture(study: Study, effects: Sequence[Effect], model: int, width: 
         drawing.text(width, drawing.y, said, text_anchor="end", class_="t over")
         drawing.y += 6
         if range_ is not None:
-            _what_if_bar(drawing, x, range_, f"{one.question.words} {moved_text(range_)}")
+            tip = f"{one.question.words} {moved_text(range_)}"
+            _what_if_bar(drawing, x, range_, (-reach, reach), tip)
         drawing.y += BAR + 8
     zero = Drawing(width)
     zero.line(x(0), 0, x(0), drawing.y, class_="rule")
@@ -212,8 +213,13 @@ def what_if_picture(study: Study, effects: Sequence[Effect], model: int, width: 
 
 
 def _what_if_bar(
-    drawing: Drawing, x: Callable[[float], float], days: tuple[float, float, float], tip: str
+    drawing: Drawing,
+    x: Callable[[float], float],
+    days: tuple[float, float, float],
+    reach: tuple[float, float],
+    tip: str,
 ) -> None:
+    """A bar to mid, a line over the range; without an end where it goes on beyond the reach."""
     least, mid, most = days
     colour = LATE if mid > 0 else SOON
     a, b = sorted((x(0.0), x(mid)))
@@ -221,7 +227,8 @@ def _what_if_bar(
     y = drawing.y + BAR / 2
     drawing.line(x(least), y, x(most), y, class_="wire")
     for end in (least, most):
-        drawing.line(x(end), y - 4, x(end), y + 4, class_="wire")
+        if reach[0] <= end <= reach[1]:
+            drawing.line(x(end), y - 4, x(end), y + 4, class_="wire")
 
 
 def _day_axis(drawing: Drawing, x: Callable[[float], float], low: float, high: float) -> None:
