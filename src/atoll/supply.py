@@ -33,6 +33,15 @@ class Range(Noun):
     mid: int = Field(ge=0)
     high: int = Field(ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_range(cls, value: object) -> object:
+        if not isinstance(value, Mapping | cls):
+            number = value if isinstance(value, int) and not isinstance(value, bool) else 32
+            fix = f"if it is sure: {{ low = {number}, mid = {number}, high = {number} }}"
+            raise InputError("is no range of chips", value=value, fix=fix)
+        return value
+
     @field_validator("low", "mid", "high", mode="before")
     @classmethod
     def _is_count(cls, value: object) -> object:
@@ -117,7 +126,7 @@ class Dollars(Noun):
         if isinstance(value, int | float) and not isinstance(value, bool):
             return {"low": value, "high": value}
         if not isinstance(value, Mapping | cls):
-            fix = "a fleet counts in US dollars: write 15000, or { low = 14000, high = 17000 }"
+            fix = "a fleet counts in US dollars: write a number, or { low = 1, high = 2 }"
             raise InputError("is no number of dollars", value=value, fix=fix)
         return value
 

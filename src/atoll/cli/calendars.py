@@ -96,12 +96,12 @@ def wanted(
     return Wanted(by=day, what_if=tuple(what_if or ()), draws=draws, seed=seed)
 
 
-def require_none(asked: Wanted, emit: str) -> None:
-    """InputError where launch files of Atoll's own trainer are asked for by a day."""
+def require_none(asked: Wanted, other: str) -> None:
+    """InputError for a question about the run over time beside an option that asks another."""
     for flag, given in (("--by", asked.by), ("--what-if", asked.what_if)):
         if given:
-            fix = "plan without --emit first; then --emit with the recipe of that size"
-            raise InputError(f"does not go with --emit {emit}", key=flag, fix=fix)
+            fix = f"ask without {other}: atoll plan RECIPE FLEET --from 2024-07-01 {flag} ..."
+            raise InputError(f"does not go with {other}", key=flag, fix=fix)
 
 
 def find(recipe: Recipe, fleet: Fleet, asked: Asked, wanted: Wanted) -> tuple[Answer, Times]:

@@ -166,6 +166,7 @@ def plan(  # long: one parameter a flag
         if recipe is not None:
             fix = "atoll plan --what FLEET, or atoll plan RECIPE FLEET"
             raise InputError("--what asks about all models: leave the recipe out", fix=fix)
+        calendars.require_none(times, "--what")
         return _what(what, days=days, asked=asked, json=json)
     if recipe is None or fleet is None:
         fix = "atoll plan RECIPE FLEET, or atoll plan --what FLEET --days 60"
@@ -173,7 +174,7 @@ def plan(  # long: one parameter a flag
     _require_writable(save, report)
     _require_launch(emit, to, island, fleet)
     if own and emit is not None and to is not None:
-        calendars.require_none(times, emit)
+        calendars.require_none(times, f"--emit {emit}")
         wanted = launching.Wanted(launcher=emit, to=to, island=island, save=save, report=report)
         return _launch(recipe, set_ or [], fleet, asked, wanted=wanted, json=json)
     answer, course = _found(recipe, set_ or [], fleet, asked, times)

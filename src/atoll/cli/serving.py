@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json as json_module
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,28 +214,48 @@ def opened(
 ) -> Iterator[tuple[Engine, Language]]:
     """The engine that computes a model, and its language; both closed at the end. InputError."""
     from atoll.serving.text import Language
-    from atoll.units import parse_bytes
+    from atoll.units import format_count, parse_bytes
 
     size = None if memory is None else parse_bytes(memory)
     loaded = load(model, step=step)
     from atoll.serving.engine import open_engine
 
-    note(f"loading {model} ({loaded.model.num_parameters() / 1e6:,.0f} M parameters)")
+    note(f"loading {model} ({format_count(loaded.model.num_parameters())} parameters)")
     language = Language(loaded)
-    engine = open_engine(
-        loaded,
-        device=_device(device),
-        max_concurrency=max_concurrency,
-        memory=size,
-        max_queue=max_queue,
-        fast=fast,
-        threads=threads,
-    )
+    with _bar(loaded) as counted:
+        engine = open_engine(
+            counted,
+            device=_device(device),
+            max_concurrency=max_concurrency,
+            memory=size,
+            max_queue=max_queue,
+            fast=fast,
+            threads=threads,
+        )
     try:
         yield engine, language
     finally:
         engine.close()
         language.close()
+
+
+@contextmanager
+def _bar(loaded: Loaded) -> Iterator[Loaded]:
+    """The same model, with a bar on the terminal that moves as its tensors are read."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from atoll.modeling.loaded import TensorsOnDisk
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("weights", total=len(loaded.tensors))
+
+        def read(name: str) -> Any:
+            progress.advance(task)
+            return loaded.tensors[name]
+
+        yield replace(loaded, tensors=TensorsOnDisk(list(loaded.tensors), read))
 
 
 def _device(name: str | None) -> Any:
@@ -266,7 +289,11 @@ def load(model: str, *, step: int | None) -> Loaded:
     if step is not None:
         raise InputError("only a run has steps to choose from", file=model, fix="leave --step out")
     if model == READY_MODEL and not path.exists():
-        path = package_file("tokenizer", READY_MODEL)
+        try:
+            path = package_file("tokenizer", READY_MODEL)
+        except InputError as error:
+            error.key = "MODEL"
+            raise
     return open_model(path)
 
 
@@ -286,12 +313,13 @@ def _mount_page(app: FastAPI, *, url: str, key: str | None, name: str, model: Pa
 
 def _welcome(url: str, name: str, *, key: str | None, page: bool) -> None:
     header = "" if key is None else " -H 'Authorization: Bearer KEY'"
-    question = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    where = f"chat here:  {url}\n" if page else ""
+    question = {"model": name, "messages": [{"role": "user", "content": "Hello!"}]}
+    without = "a page to chat needs gradio: pip install 'atoll[web]'\n"
     note(
-        f"\n{where}API:        {url}/v1  (model {name})\n\n"
+        f"\n{f'chat here:  {url}' if page else without}\n"
+        f"API:        {url}/v1  (model {name})\n\n"
         f"  curl {url}/v1/chat/completions{header} \\\n"
-        f"    -H 'Content-Type: application/json' -d '{question}'\n\n"
+        f"    -H 'Content-Type: application/json' -d {shlex.quote(json_module.dumps(question))}\n\n"
         "Ctrl-C stops it."
     )
 

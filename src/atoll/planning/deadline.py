@@ -28,8 +28,8 @@ from atoll.planning.calendar import (
     stock_of,
 )
 from atoll.planning.family import ladder, near, rule_for, sized
-from atoll.planning.planner import Asked, NoPlan, peaks_of
-from atoll.recipe import Recipe
+from atoll.planning.planner import Asked, NoPlan, peaks_of, require_here
+from atoll.recipe import Recipe, require_supported
 from atoll.supply import Which
 from atoll.units import format_count
 
@@ -37,15 +37,23 @@ MOST_OF_PEAK = 1.25
 """No plan is so many times as fast as large matrix products alone: sizes beyond are not planned."""
 
 
+BESIDE = 3
+"""Rungs that are tried in a row before a size is held to be too large."""
+
+NEARLY = 0.8
+"""Part of its tokens that a size must have in time for the next ones to be tried."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
     """A size of the family: its recipe, and the second at which it would be done (None: never).
 
-    `why` it is not planned, or computes nothing by then.
+    `part` of its tokens is done by the last day; `why` it is not planned, or computes nothing.
     """
 
     recipe: Recipe
     done: float | None
+    part: float
     why: str = ""
 
     @property
@@ -106,6 +114,9 @@ def largest(
     if by <= start:
         fix = f"a day after {start}"
         raise InputError("is not after the first day", key="--by", value=str(by), fix=fix)
+    if asked.executor == "atoll":  # no size of the family would train here either
+        require_supported(recipe)
+        require_here(recipe, asked.only)
     search = _Search(recipe, fleet, asked, by, report)
     rungs: dict[Which, int] = {which: search.rung(which) for which in courses}
     if rungs["mid"] < 0:
@@ -161,8 +172,29 @@ class _Search:
         self.found: dict[tuple[int, Which], Size] = {}
 
     def rung(self, which: Which) -> int:
-        """The highest rung that is done in time, -1 for none."""
-        return highest(len(self.models), lambda rung: self._in_time(rung, which))
+        """A rung that is done in time while none of the next ones is, -1 for none.
+
+        Days are no smooth function of the size: some layers divide worse than the next ones.
+        """
+        return highest(len(self.models), lambda rung: self._holds(rung, which, BESIDE))
+
+    def _holds(self, rung: int, which: Which, beside: int) -> bool:
+        """Whether a size is done in time, or nearly, and one of the next ones is done in time.
+
+        More time makes neither untrue, so `highest` stays in order; and what it finds is done.
+        """
+        if rung == len(self.models) or beside == 0:
+            return False
+        if self._in_time(rung, which):
+            return True
+        return self._nearly(rung, which) and self._holds(rung + 1, which, beside - 1)
+
+    def _nearly(self, rung: int, which: Which) -> bool:
+        """Whether a size has most of its tokens in time; on few chips it never has more of them."""
+        known = (self.found.get((rung, other)) for other in WHICH[WHICH.index(which) :])
+        if any(one is not None and one.part < NEARLY for one in known):
+            return False
+        return self.size(rung, which).part >= NEARLY
 
     def size(self, rung: int, which: Which) -> Size:
         """A size with its end on one course, as far as that is known by the last day."""
@@ -198,14 +230,17 @@ class _Search:
         flops = recipe.model.flops_per_token() * recipe.total_steps() * recipe.tokens_per_step
         if flops > self.peak[which]:
             why = f"its {flops:.2g} FLOP are more than all chips could compute by then"
-            return Size(recipe=recipe, done=None, why=why)
+            return Size(recipe=recipe, done=None, part=0.0, why=why)
         if self.report is not None:
             self.report(f"{format_count(recipe.model.num_parameters())} parameters")
         if rung not in self.rates:
             self.rates[rung] = Rates(recipe, self.fleet, self.asked)
         tokens = float(recipe.total_steps() * recipe.tokens_per_step)
         course = course_of(self.rates[rung], self.days, tokens, which)
-        return Size(recipe=recipe, done=course.done, why=self._why(rung, course, which))
+        last = course.done is not None and course.done <= self.seconds
+        part = 1.0 if last else course.tokens_at(self.seconds) / tokens
+        why = self._why(rung, course, which)
+        return Size(recipe=recipe, done=course.done, part=part, why=why)
 
     def _why(self, rung: int, course: Course, which: Which) -> str:
         """Why nothing is computed on any day; empty where something is."""

@@ -26,6 +26,9 @@ STEP = 1.02
 SMALLEST, LARGEST = 1e6, 2e13
 """Parameters of the ends of the ladder."""
 
+WIDER = 0.15
+"""A feed-forward is so much wider or narrower than the recipe's at most."""
+
 NEAR = 0.1
 """A published shape is named beside a size if it has so many of its parameters more or fewer."""
 
@@ -84,7 +87,22 @@ def scaled(own: Model, parameters: float) -> Model:
     outside = 2 * of(guess).num_parameters() - of(2 * guess).num_parameters()
     a_layer = (of(2 * guess).num_parameters() - of(guess).num_parameters()) / guess
     layers = (parameters - outside) / a_layer
-    return of(max(fewest, _rounded(layers, 4 if layers >= 80 else 2 if layers >= 32 else 1)))
+    found = of(max(fewest, _rounded(layers, 4 if layers >= 24 else 2 if layers >= 8 else 1)))
+    return _widened(found, parameters)
+
+
+def _widened(model: Model, parameters: float) -> Model:
+    """The model with its feed-forward a little wider or narrower, to come nearer to a size.
+
+    Layers that divide well are far apart.
+    """
+    key = "ffn" if model.moe_ffn is None else "moe_ffn"
+    hidden = getattr(model, key)
+    wider = Model.model_validate({**model.model_dump(), key: 2 * hidden})
+    each = (wider.num_parameters() - model.num_parameters()) / hidden
+    wanted = hidden + (parameters - model.num_parameters()) / each
+    wanted = min(max(wanted, (1.0 - WIDER) * hidden), (1.0 + WIDER) * hidden)
+    return Model.model_validate({**model.model_dump(), key: _fine(wanted)})
 
 
 def _ratio(own: Model, parameters: float) -> float:
@@ -159,4 +177,4 @@ def _rounded(number: float, unit: int) -> int:
 
 def _fine(number: float) -> int:
     """A width of a feed-forward: a round number that devices like, a few per cent off at most."""
-    return _rounded(number, 256 if number >= 4096 else 64 if number >= 512 else 8)
+    return _rounded(number, 256 if number >= 8192 else 64 if number >= 512 else 8)
