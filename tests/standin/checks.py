@@ -147,6 +147,55 @@ def check_the_decoder_has_the_bits_of_the_cpu() -> None:
         assert [name for name in sums if not torch.equal(own[name], sums[name])] == []
 
 
+def check_the_engine_has_the_bits_of_the_plain_decoder_and_of_company() -> None:
+    import asyncio
+    from pathlib import Path
+
+    from atoll.model import Model
+    from atoll.modeling import initial
+    from atoll.modeling.decoder import Decoder
+    from atoll.modeling.inference import page_bytes
+    from atoll.modeling.loaded import Loaded
+    from atoll.modeling.sampling import generate
+    from atoll.serving.engine import BuiltIn, open_engine
+    from atoll.serving.request import Request, Sampling, Token
+
+    model = Model(layers=2, width=48, heads=4, kv_heads=2, ffn=80, context=64, qk_norm=True)
+    decoder = Decoder(model.with_vocab(VOCAB))
+    initial.fill(decoder, 1)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if not name.endswith("norm.weight"):
+                parameter.mul_(8.0)
+    loaded = Loaded(
+        source=Path("x"),
+        model=decoder.model,
+        tensors=dict(decoder.named_parameters()),
+        tokenizer_json=Path("x"),
+    )
+    sampling = Sampling(max_tokens=12, temperature=0.0, top_logprobs=1)
+    requests = [Request(prompt=[i + 1, 5, 9] * i + [3], sampling=sampling) for i in range(1, 5)]
+
+    async def served(engine: BuiltIn, some: list[Request]) -> list[list[Token]]:
+        async def one(request: Request) -> list[Token]:
+            events = [event async for event in engine.submit(request)]
+            return [event for event in events if isinstance(event, Token)]
+
+        return await asyncio.gather(*(one(request) for request in some))
+
+    memory = 20 * page_bytes(decoder.model, 8)
+    where = backends.here().device()
+    engine = open_engine(loaded, device=where, memory=memory, page=8)
+    together = asyncio.run(served(engine, requests))
+    alone = [asyncio.run(served(engine, [request]))[0] for request in requests]
+    invariant = engine.invariant
+    engine.close()
+    assert invariant and together == alone
+    for request, tokens in zip(requests, alone, strict=True):
+        expected = list(generate(decoder, request.prompt, max_tokens=12, temperature=0.0))
+        assert [token.id for token in tokens] == expected
+
+
 def check_a_buffer_left_on_the_cpu_raises() -> None:
     model = Block().to(device.NAME)
     model.turn = model.turn.cpu()

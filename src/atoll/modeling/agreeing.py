@@ -128,7 +128,7 @@ class _Trial:
 
     def restore(self, outcome: _Outcome) -> None:
         """Put back what was stored."""
-        with torch.inference_mode():
+        with self.inference.without_gradients():
             for part, saved in zip(self._stored(), outcome.stored, strict=True):
                 part.copy_(saved)
 

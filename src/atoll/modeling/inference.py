@@ -15,12 +15,14 @@ share one key head, M query rows that meet one key head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from atoll.errors import InputError
 from atoll.model import Model
@@ -81,8 +83,7 @@ class _Layer(NamedTuple):
     query_norm: Tensor | None
     key_norm: Tensor | None
     output: Matrix
-    gate: Matrix
-    up: Matrix
+    gate_up: Matrix
     down: Matrix
     store: Tensor  # [S, 2, K, D]: keys and values of all positions of all pages
 
@@ -133,6 +134,7 @@ class Inference:
         for layer in range(model.layers):
             b = f"blocks.{layer}."
             a, norm, ffn_norm = f"{b}attention.", f"{b}attention_norm.weight", f"{b}ffn_norm.weight"
+            gate_up = (f"{b}ffn.gate.weight", f"{b}ffn.up.weight")
             qkv = (f"{a}query.weight", f"{a}key.weight", f"{a}value.weight")
             self._layers.append(
                 _Layer(
@@ -140,8 +142,7 @@ class Inference:
                     query_norm=per_head(f"{a}query_norm.weight"),
                     key_norm=per_head(f"{a}key_norm.weight"),
                     output=lay(weights[f"{a}output.weight"]),
-                    gate=lay(weights.behind_norm(ffn_norm, f"{b}ffn.gate.weight")),
-                    up=lay(weights.behind_norm(ffn_norm, f"{b}ffn.up.weight")),
+                    gate_up=lay(weights.behind_norm(ffn_norm, *gate_up)),
                     down=lay(weights[f"{b}ffn.down.weight"]),
                     store=torch.empty(shape, device=device).zero_(),
                 )
@@ -156,7 +157,6 @@ class Inference:
         self._mask_MP = mask_PP.repeat_interleave(self._num_heads // self._num_kv, 0).to(device)
         self._views: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
-    @torch.inference_mode()
     def step(
         self, pieces: Sequence[Piece], *, num_layers: int | None = None
     ) -> npt.NDArray[np.float32]:
@@ -164,6 +164,10 @@ class Inference:
 
         ``num_layers`` leaves out the layers after the first few: for agreeing.py.
         """
+        with self.without_gradients():
+            return self._step(pieces, num_layers)
+
+    def _step(self, pieces: Sequence[Piece], num_layers: int | None) -> npt.NDArray[np.float32]:
         tokens, positions, places, parts, wanted = self._laid_out(pieces)
         num_rows = len(places)
         padded = self.padded(num_rows)
@@ -182,25 +186,24 @@ class Inference:
             for group in groups:
                 self._attend(number, group)
             x_NC = layer.output.added(y_NC, x_NC)
-            normed_NC = self._normed(x_NC)
-            h_NF = layer.up.scaled(normed_NC, layer.gate.gate(normed_NC))
-            x_NC = layer.down.added(h_NF, x_NC)
+            gate_NF, up_NF = layer.gate_up.of(self._normed(x_NC)).chunk(2, -1)
+            x_NC = layer.down.added(F.silu(gate_NF).mul_(up_NF), x_NC)
         if not wanted:
             return np.zeros((0, self.model.resolved_vocab), dtype=np.float32)
         last_NC = x_NC.index_select(0, put(wanted, self.padded(len(wanted))))
         return self._head.of(self._normed(last_NC))[: len(wanted)].cpu().numpy()
 
-    @torch.inference_mode()
     def copy(self, source: int, target: int, num_positions: int) -> None:
         """Copy the first positions of a page to another one and clear the rest of that.
 
         With 0 positions the target is cleared; source and target may be the same.
         """
         a, b, stop = source * self.page, target * self.page, (target + 1) * self.page
-        for layer in self._layers:
-            if source != target and num_positions:
-                layer.store[b : b + num_positions].copy_(layer.store[a : a + num_positions])
-            layer.store[b + num_positions : stop].zero_()
+        with self.without_gradients():
+            for layer in self._layers:
+                if source != target and num_positions:
+                    layer.store[b : b + num_positions].copy_(layer.store[a : a + num_positions])
+                layer.store[b + num_positions : stop].zero_()
 
     def stored(self, pages: Sequence[int], *, num_layers: int) -> list[Tensor]:
         """What the first layers hold in these pages, for comparing: [page, 2K, D] of each."""
@@ -216,6 +219,11 @@ class Inference:
                 return count
         largest = self.row_counts[-1]
         return -(-num_rows // largest) * largest
+
+    def without_gradients(self) -> AbstractContextManager[None]:
+        """The leaner of torch's two modes on the CPU; some devices' tensors do not know it."""
+        mode = torch.inference_mode if self.device.type == "cpu" else torch.no_grad
+        return mode()
 
     def _laid_out(
         self, pieces: Sequence[Piece]

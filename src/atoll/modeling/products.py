@@ -1,10 +1,10 @@
 """Matrix products with weights that stay: how a server lays them out, by what the device has.
 
-What it is: x times a weight, x times it plus something, and the gated half of a feed-forward part.
-On a CPU whose torch has oneDNN the weights are put in that library's own order (`Packed`), in which
-a few rows cost little more than one, and a row's bits hardly depend on how many there are. Anywhere
-else they are transposed (`Plain`), with long sums in parts. What it is not: exact by promise. Which
-numbers of rows agree is found out by agreeing.py.
+What it is: x times a weight, and that plus something. On a CPU whose torch has oneDNN the weights
+are put in that library's own order (`Packed`), in which a few rows cost little more than one, and a
+row's bits hardly depend on how many there are. Anywhere else they are transposed (`Plain`), with
+long sums in parts. What it is not: exact by promise. Which numbers of rows agree is found out by
+agreeing.py.
 
 Shape suffixes: N rows, I numbers in, O numbers out.
 """
@@ -16,7 +16,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 LONGEST_SUM = 768
 """Terms of one sum in `Plain`; longer ones are added up from parts in a fixed order. Above about a
@@ -34,12 +33,6 @@ class Matrix(Protocol):
 
     def added(self, x_NI: Tensor, sum_NO: Tensor) -> Tensor:
         """``sum_NO`` plus x times the weight; may be in its place."""
-
-    def gate(self, x_NI: Tensor) -> Tensor:
-        """silu of x times the weight (Shazeer 2020)."""
-
-    def scaled(self, x_NI: Tensor, factor_NO: Tensor) -> Tensor:
-        """``factor_NO`` times (x times the weight); may be in its place."""
 
 
 class Plain:
@@ -67,14 +60,6 @@ class Plain:
             sum_NO.addmm_(column, part)
         return sum_NO
 
-    def gate(self, x_NI: Tensor) -> Tensor:
-        """silu of x times the weight."""
-        return F.silu(self.of(x_NI))
-
-    def scaled(self, x_NI: Tensor, factor_NO: Tensor) -> Tensor:
-        """``factor_NO``, changed."""
-        return factor_NO.mul_(self.of(x_NI))
-
 
 class Packed:
     """A weight in oneDNN's order, and its products with what follows them fused in: CPUs."""
@@ -88,13 +73,7 @@ class Packed:
         try:
             x, y, w = torch.ones(2, 16), torch.ones(2, 32), torch.full((32, 16), 0.125)
             made = Packed(w)
-            silu = F.silu(torch.full((2, 32), 2.0))
-            return (
-                torch.equal(made.of(x), y * 2.0)
-                and torch.equal(made.added(x, y), y * 3.0)
-                and torch.equal(made.scaled(x, y * 3.0), y * 6.0)
-                and torch.allclose(made.gate(x), silu)
-            )
+            return torch.equal(made.of(x), y * 2.0) and torch.equal(made.added(x, y), y * 3.0)
         except (RuntimeError, AttributeError, NotImplementedError):
             return False
 
@@ -105,14 +84,6 @@ class Packed:
     def added(self, x_NI: Tensor, sum_NO: Tensor) -> Tensor:
         """A new tensor."""
         return torch.ops.mkldnn._linear_pointwise(x_NI, sum_NO, self._weight, None, "add")
-
-    def gate(self, x_NI: Tensor) -> Tensor:
-        """silu of x times the weight."""
-        return torch.ops.mkldnn._linear_pointwise(x_NI, self._weight, None, "swish", [], "")
-
-    def scaled(self, x_NI: Tensor, factor_NO: Tensor) -> Tensor:
-        """A new tensor."""
-        return torch.ops.mkldnn._linear_pointwise(x_NI, factor_NO, self._weight, None, "mul")
 
 
 class Either:
@@ -133,14 +104,6 @@ class Either:
     def added(self, x_NI: Tensor, sum_NO: Tensor) -> Tensor:
         """Sum and product."""
         return self._for(x_NI).added(x_NI, sum_NO)
-
-    def gate(self, x_NI: Tensor) -> Tensor:
-        """silu of x times the weight."""
-        return self._for(x_NI).gate(x_NI)
-
-    def scaled(self, x_NI: Tensor, factor_NO: Tensor) -> Tensor:
-        """Factor times product."""
-        return self._for(x_NI).scaled(x_NI, factor_NO)
 
 
 def layout(device: torch.device, *, fast: bool) -> Callable[[Tensor], Matrix]:

@@ -114,6 +114,14 @@ def open_engine(
     return BuiltIn(inference, scheduler, max_queue=max_queue, invariant=invariant)
 
 
+def _same_threads() -> None:
+    """Give this thread as many helpers as the one that opened the engine: OpenMP counts for each
+    thread by itself, and the number is part of the bits."""
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads())
+
+
 def _free_memory(device: Any) -> int:
     """Bytes free where keys and values will lie; a moderate guess where nobody says."""
     from atoll import backends
@@ -251,6 +259,7 @@ class BuiltIn(Engine):
     def _run(self) -> None:
         """The thread's life. An exception here is a bug of ours: all streams end and say so."""
         try:
+            _same_threads()
             while self._take_in():
                 self._pass()
         except BaseException as error:

@@ -105,6 +105,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._engine, self._grace, self._on_ready = engine, grace, on_ready
+        self._app = app
         self._service = app.state.service
         self._ended_by = 0
         self._second_signal = asyncio.Event()
@@ -140,6 +141,8 @@ class Server(uvicorn.Server):
         if not closing.done():
             await asyncio.to_thread(self._engine.close, 0.0)
         await closing
+        for end in getattr(self._app.state, "endings", ()):  # of streams that have none
+            end()
         await self._last_words()
         await super().shutdown(sockets=sockets)
 
