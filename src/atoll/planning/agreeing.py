@@ -28,6 +28,9 @@ the tokens for the largest model.
 AGAIN = 3
 """How often the programme is solved again, if nobody says."""
 
+SHARE = 0.6
+"""No solve is begun after this part of the seconds of one solve, of the processor."""
+
 MARGIN = 0.005
 """Speeds are lowered by so much more each time a day was missed."""
 
@@ -93,7 +96,7 @@ class _Tried:
 class _Search:
     """The solves: what is asked, and what was tried so far; `none` says why one found none.
 
-    None is begun after so many `seconds` of the processor.
+    None is begun after a `SHARE` of so many `seconds` of the processor.
     """
 
     case: Case
@@ -110,7 +113,7 @@ class _Search:
         that islands keep; an island that keeps nothing stays out.
         """
         for number in range(1, again + 2):
-            if self.tried and time.process_time() - self.begun > self.seconds:
+            if self.tried and time.process_time() - self.begun > SHARE * self.seconds:
                 return
             case = _scaled(self.case, self.speeds, factors)
             try:

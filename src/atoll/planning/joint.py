@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import date
 
 from atoll.fleet import Fleet, Shares
-from atoll.planning.calendar import Rated, Rates
+from atoll.planning.calendar import Rated, Rates, stock_of
 from atoll.planning.offers import Offers
 from atoll.planning.planner import Answer, Asked
-from atoll.planning.rates import chips_on, island_of
+from atoll.planning.rates import island_of
 from atoll.recipe import Recipe
 from atoll.supply import Failures, Which
 
@@ -67,7 +67,7 @@ class Joint:
     def own(self, day: float, which: Which) -> dict[str, int]:
         """Island -> the fleet's own chips on a day (an ordinal), in whole nodes."""
         names = {one.name for one in self.fleet.island}
-        there = chips_on(self.fleet, date.fromordinal(int(day)), which) if names else {}
+        there = stock_of(self.fleet, date.fromordinal(int(day)), which) if names else {}
         return {name: number for name, number in there.items() if name in names}
 
     def of(self, chips: Mapping[str, int]) -> Stood:

@@ -331,13 +331,17 @@ class Programme:
         Where lots are small beside what is bought, lots near the best fractions are all but as
         good, which the fractions themselves prove; only where they are not, all lots are searched.
         """
+        clocks = time.perf_counter(), time.process_time()
         relaxed = self.solve(least, rows, last=last, whole=False)
         if relaxed is None:
             return None
+        # The solver's limit is wall time: where others use the machine too it gets more of it.
+        crowd = _crowd(time.perf_counter() - clocks[0], time.process_time() - clocks[1])
         begun, found = time.perf_counter(), list[Solved]()
         limits = [*((reach, 0.35 * seconds) for reach in NEAR), (None, seconds)]
         for reach, limit in limits:
-            left = max(0.1, min(limit, seconds - (time.perf_counter() - begun)))
+            spent = (time.perf_counter() - begun) / crowd
+            left = crowd * max(0.1, min(limit, seconds - spent))
             near = None if reach is None else (relaxed.lots, reach)
             with contextlib.suppress(Undecided):
                 again = self.solve(least, rows, last=last, seconds=left, near=near)
@@ -360,6 +364,11 @@ class Programme:
             for row in rows
             if float(row.coefs @ lots) - row.high > 1e-6 * max(abs(row.high), _largest(row.coefs))
         ]
+
+
+def _crowd(wall: float, processor: float) -> float:
+    """How many times as long something takes because others use the machine too, 1 to 4."""
+    return min(4.0, max(1.0, wall / processor)) if processor > 0.01 else 1.0
 
 
 def _whole(offer: Offer, chips: int) -> float:

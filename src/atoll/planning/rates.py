@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import Any
 
 from atoll import facts, units
 from atoll.errors import AtollError, InputError
 from atoll.fleet import Fleet, Island
+from atoll.planning.calendar import stock_of
 from atoll.planning.case import Case, Closed, OwnChange
 from atoll.planning.offers import Offer, Offers
 from atoll.planning.planner import Asked, model_of, plan
@@ -22,7 +22,6 @@ from atoll.planning.work import Shape
 from atoll.recipe import Recipe
 from atoll.site import HERE, Network
 from atoll.strict import nearest
-from atoll.supply import Which
 
 TYPICAL = 4096
 """Chips of the island of which the planner is asked, where there are as many."""
@@ -167,7 +166,7 @@ def _own(
 ) -> tuple[OwnChange, ...]:
     """The fleet's own chips as they come and go (mid), in the order of the file."""
     days = [offers.start, *fleet.change_days(offers.start)]
-    there = [chips_on(fleet, day, "mid") for day in days]
+    there = [stock_of(fleet, day, "mid") for day in days]
     found = []
     for index, island in enumerate(fleet.island):
         chips = [one.get(island.name, 0) for one in there]
@@ -195,14 +194,6 @@ def _own(
                     )
                 )  # fmt: skip
     return tuple(found)
-
-
-def chips_on(fleet: Fleet, day: date, which: Which) -> dict[str, int]:
-    """Island -> chips in whole nodes on a day; empty where nothing is there."""
-    try:
-        return {one.name: one.num_chips for one in fleet.stock(day, which=which).island}
-    except InputError:
-        return {}
 
 
 def flops_a_token(recipe: Recipe) -> float:
