@@ -78,7 +78,7 @@ def test_a_conversation(served, visit):
     assert first and "24 tokens" in page.inner_text("#notice"), "it was cut, and the page says so"
     assert page.input_value("#message textarea") == ""
     page.locator("#chat .bot-row").hover()
-    assert page.get_by_role("button", name="Copy message").count() >= 2
+    assert page.get_by_role("button", name="Copy this message").count() >= 2
 
     page.fill("#seed input", "2")
     page.get_by_role("button", name="Retry").click()
@@ -89,8 +89,13 @@ def test_a_conversation(served, visit):
     v.reload()
     assert v.answer() == again and "the dog" in page.inner_text("#chat .user.message")
     assert page.input_value("#max-tokens input") == "24", "the settings are kept too"
-    page.click("#fresh")
+    limit_to(v, "")
+    v.send("and then")
+    page.wait_for_selector("#chat .bot.message >> nth=1")
+    page.click("#fresh")  # in the middle of an answer
     page.wait_for_selector("#chat .bot.message", state="detached")
+    v.until("() => sessionStorage['atoll.chat'] == '[]'")
+    idle(served)
     v.reload()
     assert page.locator("#chat .bot.message").count() == 0
     assert not unnamed(page)
@@ -169,11 +174,15 @@ def test_chinese(served, visit):
     page = v.page
     assert page.inner_text("#send") == "发送" and page.inner_text("#fresh") == "新对话"
     assert page.get_by_label("系统提示词").count() == 1
+    limit_to(v, "many")
+    v.send("三国演义")
+    page.wait_for_selector("#notice .error >> text=请填写整数")
+    limit_to(v, "")
     assert page.get_attribute("html", "lang") == "zh-CN"
     with somebody_else(served):
         v.send("三国演义")
-        page.wait_for_selector("#notice .error")
-        assert "服务器正忙" in page.inner_text("#notice")
+        page.wait_for_selector("#notice .error >> text=服务器正忙")
+        assert page.get_by_role("button", name="复制这条消息").count()
     page.get_by_role("tab", name="训练过程").click()
     page.wait_for_selector(".run >> text=时间去向")
     page.click("#language")
@@ -212,7 +221,7 @@ def test_an_answer_cannot_run_anything(served, visit):
     assert v.page.locator("#chat .bot.message a[href^='javascript']").count() == 0
 
 
-def test_the_key_is_asked_for_and_the_page_is_no_way_around_it(chromium, loaded, told, visit):
+def test_the_key_is_asked_for_and_the_page_is_no_way_around_it(loaded, told, visit, caplog):
     page_of_run = {"run": told.path}
     with serving(loaded, key="a-key", page=page_of_run, max_concurrency=1) as guarded:
         v = visit(guarded.url, complaints=True)
@@ -240,6 +249,7 @@ def test_the_key_is_asked_for_and_the_page_is_no_way_around_it(chromium, loaded,
         guarded.running.should_exit = True
         page.wait_for_selector("#lost[role=alert]")
         assert "does not answer" in page.inner_text("#lost")
+    assert not [one for one in caplog.records if one.levelname == "ERROR"], "it ended in good order"
 
 
 def guarded_functions(url):

@@ -8,7 +8,7 @@ knows nothing of the engine behind it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atoll.errors import InputError
 
@@ -59,6 +59,8 @@ def mount(
         run_history=False, show_error=False, ssr_mode=False, mcp_server=False,
         enable_monitoring=False, pwa=False,
     )  # fmt: skip
-    mounted = app.router.routes[-1]
-    mounted.app = Gate(mounted.app, head=look.head())  # type: ignore[attr-defined]  # the last route is the mount
+    mounted: Any = app.router.routes[-1]
+    # Every open page has a stream that only the end of the server ends.
+    app.state.endings = [*getattr(app.state, "endings", ()), mounted.app.stop_event.set]
+    mounted.app = Gate(mounted.app, head=look.head())
     return app

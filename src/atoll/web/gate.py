@@ -66,7 +66,7 @@ class Gate:
         self._head = head
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """404 for what is not `OPEN`, 413 for a body over `MOST_BYTES`."""
+        """404 for what is not `OPEN`, 413 for a body over `MOST_BYTES`, 415 for one not JSON."""
         from starlette.exceptions import HTTPException
 
         if scope["type"] != "http":
@@ -76,9 +76,14 @@ class Gate:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         if not _OPEN.fullmatch(f"{method} {path}"):
             raise HTTPException(404, "there is no such page")
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if method == "POST" and not (length.isdigit() and int(length) <= MOST_BYTES):
-            raise HTTPException(413, "the message is too large")
+        if method == "POST":
+            headers = dict(scope["headers"])
+            length = headers.get(b"content-length", b"0")
+            if not (length.isdigit() and int(length) <= MOST_BYTES):
+                raise HTTPException(413, "the message is too large")
+            # What a page from elsewhere may not send without asking, and asking is not answered.
+            if not headers.get(b"content-type", b"").startswith(b"application/json"):
+                raise HTTPException(415, "send application/json")
 
         async def guarded(event: Event) -> None:
             if event["type"] == "http.response.start":

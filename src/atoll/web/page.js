@@ -60,6 +60,24 @@ const atoll = (() => {
   };
   setInterval(look, LOOK_EVERY);
 
+  // What Gradio names in English only, for those who listen; and what it names by a word of ours.
+  const NAMES = {
+    "chatbot conversation": "conversation", "Copy message": "copy", "Copied message": "copied",
+    "user's message:": "you_wrote", "bot's message:": "model_wrote",
+  };
+  const named = (text) => {
+    const found = Object.keys(NAMES).find((name) => text?.startsWith(name));
+    return found && word(NAMES[found]) + text.slice(found.length);
+  };
+  new MutationObserver(() => {
+    for (const one of document.querySelectorAll("#chat [aria-label], #chat [title]")) {
+      for (const name of ["aria-label", "title"]) {
+        const text = named(one.getAttribute(name));
+        if (text) one.setAttribute(name, text);
+      }
+    }
+  }).observe(document, { childList: true, subtree: true, attributeFilter: ["aria-label", "title"] });
+
   let ready = false; // components report their first, empty values before anything is restored
 
   return {

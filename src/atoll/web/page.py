@@ -86,7 +86,7 @@ class _Page:
     def _gate(self) -> None:
         word = self.word
         with gr.Column(visible=self.with_key, elem_id="gate") as self.gate:
-            gr.Markdown(word("key_title"), elem_id="key-title")
+            gr.HTML(word("key_title"), elem_id="key-title")
             self.typed = gr.Textbox(
                 label=word("key"), info=word("key_hint"), type="password", elem_id="key",
             )  # fmt: skip
@@ -167,7 +167,10 @@ class _Page:
         self.chat.edit(self._edit, given, **common)
         self.halt.click(self._stop, None, None, **_AT_ONCE)
         self.fresh.click(
-            self._fresh, None, [self.chat, self.notice_row, self.message], **_AT_ONCE
+            self._fresh,
+            None,
+            [self.chat, self.notice_row, self.send, self.halt],
+            **_AT_ONCE,
         ).then(None, js="() => atoll.focus()")
 
     def _keep(self) -> None:
@@ -278,13 +281,15 @@ class _Page:
         }
         waiting = True
         async for step in self.talk.answer(visitor, [*said, *history], settings, key=key):
-            answer = [{"role": "assistant", "content": step.text}] if step.text else []
+            text = step.text.lstrip()  # templates leave empty lines before it
+            answer = [{"role": "assistant", "content": text}] if text else []
             update: Update = {self.chat: [*history, *answer]}
-            if step.end is not None:
+            if step.end == "cleared":
+                update = self._empty()
+            elif step.end is not None:
                 update |= self._end(step, language, max_tokens)
-            elif waiting:
-                update[self.notice_row] = gr.Row(visible=False)
-            waiting = False
+            elif waiting and text:
+                update[self.notice_row], waiting = gr.Row(visible=False), False
             yield update
 
     def _end(self, step: Step, language: str, max_tokens: str) -> Update:
@@ -314,15 +319,24 @@ class _Page:
         }
 
     def _stop(self, request: gr.Request) -> None:
-        self.talk.stop(str(request.session_hash))
+        self.talk.stop(str(request.session_hash), end="stopped")
 
     def _left(self, request: gr.Request) -> None:
         """The page was closed or loaded anew."""
-        self.talk.stop(str(request.session_hash))
+        self.talk.stop(str(request.session_hash), end=None)
 
     def _fresh(self, request: gr.Request) -> Update:
-        self._stop(request)
-        return {self.chat: [], self.notice_row: gr.Row(visible=False), self.message: ""}
+        """Empty the page; an answer under way does it, after all that it has sent."""
+        running = self.talk.stop(str(request.session_hash), end="cleared")
+        return {self.chat: gr.skip()} if running else self._empty()
+
+    def _empty(self) -> Update:
+        return {
+            self.chat: [],
+            self.notice_row: gr.Row(visible=False),
+            self.send: gr.Button(visible=True),
+            self.halt: gr.Button(visible=False),
+        }
 
     def _look(self, key: str, language: str, seen: int) -> Any:
         assert self.run is not None

@@ -19,12 +19,18 @@ _SHOW_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The answer so far, and why it ended: a key of words.toml, "" at its natural end, None while
-    it goes on."""
+    """The answer so far, and why it ended: a key of words.toml, "" at its natural end, what `stop`
+    was given, None while it goes on."""
 
     text: str
     end: str | None = None
     refused: Refused | None = None
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    stopped: asyncio.Event
+    end: str | None = None  # of its last step; None if there is to be none
 
 
 class Talk:
@@ -32,29 +38,36 @@ class Talk:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._running: dict[str, asyncio.Event] = {}
+        self._running: dict[str, _UnderWay] = {}
 
-    def stop(self, visitor: str) -> None:
-        """End the visitor's answer, if there is one: the server sees its client leave."""
-        if visitor in self._running:
-            self._running[visitor].set()
+    def stop(self, visitor: str, *, end: str | None) -> bool:
+        """End the visitor's answer: the server sees its client leave. False if there is none.
+
+        ``end`` is that of its last step: what is told there comes after all that the answer has
+        on its way to the page. None: there is no last step."""
+        this = self._running.get(visitor)
+        if this is not None:
+            this.end = end
+            this.stopped.set()
+        return this is not None
 
     async def answer(
         self, visitor: str, messages: Sequence[Message], settings: Mapping[str, Any], *, key: str
     ) -> AsyncIterator[Step]:
         """The answer as it grows; the last step has its end. An earlier one is stopped."""
-        self.stop(visitor)
-        stopped = self._running[visitor] = asyncio.Event()
+        self.stop(visitor, end=None)
+        this = self._running[visitor] = _UnderWay(asyncio.Event())
         pieces: asyncio.Queue[str | Refused | None] = asyncio.Queue()
         reading = asyncio.create_task(self._read(pieces, messages, settings, key))
-        stopping = asyncio.create_task(stopped.wait())
+        stopping = asyncio.create_task(this.stopped.wait())
         stopping.add_done_callback(lambda _: pieces.put_nowait(None))
         text, cut = "", False
         try:
             while True:
                 piece = await pieces.get()
-                if stopped.is_set():
-                    yield Step(text, "stopped")
+                if this.stopped.is_set():
+                    if this.end is not None:
+                        yield Step(text, this.end)
                     return
                 if piece is None:
                     yield Step(text, "cut" if cut else "")
@@ -67,7 +80,7 @@ class Talk:
                     yield Step(text)
                     await asyncio.sleep(_SHOW_SECONDS)
         finally:
-            if self._running.get(visitor) is stopped:
+            if self._running.get(visitor) is this:
                 del self._running[visitor]
             for task in (stopping, reading):
                 task.cancel()

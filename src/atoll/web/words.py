@@ -56,7 +56,7 @@ def _translated(text: str) -> str:
             for number, group in enumerate(found.groups(), start=1):
                 replacement = replacement.replace(f"\\{number}", _translated(group))  # noqa: PLW2901
             return text.replace(bare, replacement)
-    for mark in ("; ", ", "):
+    for mark in ("; ", ", ", ": "):
         parts = text.split(mark)
         if len(parts) > 1:
             return mark.join(map(_translated, parts))

@@ -134,7 +134,41 @@ def test_the_gate_lets_nothing_through_that_the_page_does_not_need(method, path)
 def test_the_gate_bounds_bodies_and_tells_browsers_to_load_nothing_else():
     big = [(b"content-length", str(gate.MOST_BYTES + 1).encode())]
     assert asked("POST", "/gradio_api/queue/join", headers=big)[0] == 413
+    plain = [(b"content-type", b"text/plain")]
+    assert asked("POST", "/gradio_api/queue/join", headers=plain)[0] == 415
+    json = [(b"content-type", b"application/json")]
+    assert asked("POST", "/gradio_api/queue/join", headers=json)[0] == 200
     status, (start, body) = asked("GET", "/")
     assert status == 200 and body["body"] == b"<head><b></head>"
     policy = dict(start["headers"])[b"content-security-policy"].decode()
     assert "default-src 'self'" in policy and "http" not in policy and "*" not in policy
+
+
+def test_the_plan_of_a_run_is_shown_with_its_pictures_where_it_was_made_with_estimates(tmp_path):
+    from tests.pure import run_cases
+
+    from atoll.fleet import Fleet
+    from atoll.planning import planner
+    from atoll.recipe import Recipe
+    from atoll.web.run_tab import RunTab
+
+    island = {"name": "a", "site": "home", "chip": "ascend-910b2", "nodes": 2, "chips_per_node": 8}
+    fleet = {"site": [{"name": "home"}], "island": [island, {**island, "name": "b"}]}
+    run = run_cases.Told(tmp_path / "run", fleet=fleet)
+    run.start(a="k1", b="k1")
+    run.steps(3)
+    tab = RunTab(run.path, api_key=None)
+    markup, version = tab.look("", "en", 0)
+    assert "<h2>Plan</h2>" not in markup, "a run that has no plan file shows none"
+    assert tab.look("", "en", version) is None, "nothing is new"
+
+    recipe = Recipe.from_dict(run_cases.RECIPE)
+    plan = planner.plan_of(planner.plan(recipe, Fleet.from_dict(fleet)))
+    plan.save(run.path / "plan.json")
+    run.steps(1)
+    markup, version = tab.look("", "en", version)
+    for text in ("<h2>Plan</h2>", "ascend-910b2", "tokens/s", "Memory of the fullest device"):
+        assert text in markup
+    (run.path / "plan.json").write_text('{"schema": 999}')
+    run.steps(1)
+    assert "<h2>Plan</h2>" not in tab.look("", "en", version)[0], "what is newer is left out"
