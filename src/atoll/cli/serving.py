@@ -106,7 +106,9 @@ def serve(
     no_page: Annotated[bool, typer.Option("--no-page", help="Serve the API alone.")] = False,
     json: Json = False,
 ) -> int:
-    """Serve a model: an OpenAI-compatible API, and a page to chat where gradio is installed.
+    """Serve a model: an OpenAI-compatible API and a page to chat.
+
+    The page needs gradio (pip install 'atoll[web]').
 
     \b
     Example:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from atoll.recipe import Recipe
-from atoll.run import LedgerLine, RunRecord
+if TYPE_CHECKING:
+    from atoll.run import LedgerLine, RunRecord
 
 LOST = ("died", "failed", "hung", "corrupt", "left")
 """Kinds of events that end an island's part in the run."""
@@ -134,6 +134,8 @@ class History:
     @cached_property
     def total_steps(self) -> int:
         """The last step of the recipe."""
+        from atoll.recipe import Recipe  # slow to import, and the command line gets here
+
         return Recipe.from_dict(self.record.recipe).total_steps()
 
     def events_of(self, step: int) -> list[Event]:
