@@ -296,6 +296,21 @@ def test_another_content_type_is_refused(served):
     assert found == 415 and "application/json" in content["error"]["message"]
 
 
+def test_a_bug_is_told_with_the_requests_id(served, client, monkeypatch, caplog):
+    def broken(_):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served.engine, "submit", broken)
+        found, headers, content = post(
+            served, {"model": "tiny", "messages": CHAT}, **{"X-Request-Id": "mine-8"}
+        )
+    assert (found, content["error"]["type"]) == (500, "server_error")
+    assert headers["X-Request-Id"] == "mine-8" and "mine-8" in caplog.text
+    assert "ZeroDivisionError" in caplog.text, "the traceback is in the log"
+    assert chat(client).choices
+
+
 def test_json_without_its_package_is_refused_with_the_pip_line(client, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)  # as if it were not installed
     with pytest.raises(openai.BadRequestError, match="pip install llguidance") as told:
@@ -306,7 +321,7 @@ def test_json_without_its_package_is_refused_with_the_pip_line(client, monkeypat
 def test_a_template_that_fails_fails_chats_alone(tmp_path):
     broken = open_tiny(tmp_path, template="{{ messages[7].content }}")
     with (
-        serving(broken) as served,
+        serving(broken, fast=True) as served,
         openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0) as client,
     ):
         with pytest.raises(openai.InternalServerError, match="template fails") as told:

@@ -13,6 +13,7 @@ from prometheus_client import parser
 from tests.served import HANG, serving
 from tests.tiny_model import open_tiny
 
+from atoll.errors import InputError
 from atoll.serving import http as wire
 from atoll.serving import server as server_module
 
@@ -118,7 +119,7 @@ def test_too_many_are_refused_and_told_when_to_come_again(served, client):
 
 
 def test_the_official_client_tries_again_until_there_is_a_place(served, client):
-    streams = [chat(client, max_tokens=300, stream=True) for _ in range(5)]
+    streams = [chat(client, max_tokens=200, stream=True) for _ in range(5)]
     patient = openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=20)
     with patient:
         assert chat(patient).choices[0].message.content == chat(client).choices[0].message.content
@@ -348,12 +349,22 @@ def test_the_metrics_show_what_runs_and_waits(served):
     assert idle(served)
 
 
-# ---------------------------------------------------------------------- stopping
+# ---------------------------------------------------------------------- starting, stopping
+
+
+def test_of_two_servers_that_load_for_one_port_the_second_is_refused(served):
+    with server_module.listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with server_module.listen("127.0.0.1", port) as second:  # nobody listens there yet
+            first.listen()
+            running = server_module.Server(served.app, served.engine)
+            with pytest.raises(InputError, match="cannot listen there"):
+                running.serve_until_signal(second)
 
 
 def test_a_stopping_server_ends_streams_and_takes_nothing_in(loaded):
     with (
-        serving(loaded, grace=0.0) as served,
+        serving(loaded, fast=True) as served,
         openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0) as client,
     ):
         stream = chat(client, max_tokens=LONG, stream=True)
@@ -367,7 +378,7 @@ def test_a_stopping_server_ends_streams_and_takes_nothing_in(loaded):
 
 def test_a_client_that_reads_nothing_does_not_hold_up_the_end(loaded, monkeypatch):
     monkeypatch.setattr(server_module, "_AFTER_GRACE", 0.3)
-    with serving(loaded, key=KEY) as served, reading_nothing(served, 4000):
+    with serving(loaded, key=KEY, fast=True) as served, reading_nothing(served, 4000):
         served.running.should_exit = True
         until(lambda: not served.running.server_state.connections)
     assert served.engine.load().finished["cancelled"] == 2

@@ -18,7 +18,7 @@ from tests.served import serving
 from tests.tiny_model import open_tiny
 
 KEY = "secret-7"
-NUM_EXAMPLES = 12
+NUM_EXAMPLES = 8
 # What one field means beside another is no matter of a schema: a request that fits the page may
 # be refused with 400, and many at a time with 429.
 REFUSALS = ["400", "404", "429"]
@@ -57,7 +57,7 @@ def _run(cases, num_examples, counts, name):
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_answer_is_one_that_the_page_declares(tmp_path):
-    with serving(open_tiny(tmp_path), key=KEY) as served:
+    with serving(open_tiny(tmp_path), key=KEY, fast=True) as served:
         counts = fuzz(served, NUM_EXAMPLES)
         load = served.engine.load()
     for path in ("POST /v1/chat/completions", "POST /v1/completions"):

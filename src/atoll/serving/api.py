@@ -60,7 +60,6 @@ def create_app(
     app.add_exception_handler(p.ApiError, _tell)
     app.add_exception_handler(HTTPException, _tell_http)
     app.add_exception_handler(ClientLeft, _tell_nobody)
-    app.add_exception_handler(Exception, _tell_fault)
     page = functools.lru_cache(maxsize=1)(
         lambda: _openapi(app, service, guarded=api_key is not None)
     )
@@ -457,11 +456,6 @@ async def _tell_http(request: Request, error: Exception) -> Response:
     response = error_response(p.ApiError(error.status_code, message))
     response.headers.update(error.headers or {})
     return response
-
-
-async def _tell_fault(_: Request, error: Exception) -> Response:
-    message = f"a fault of the server: {type(error).__name__}"
-    return error_response(p.ApiError(500, message, code="internal_error"))
 
 
 async def _tell_nobody(_: Request, __: Exception) -> Response:

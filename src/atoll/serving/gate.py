@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import logging
 import re
 import secrets
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ OPEN_PATHS = frozenset({"/health", "/openapi.json"})
 GUARDED = re.compile(r"/v1(/|$)|/metrics$")
 """What the key guards. A page that is mounted beside has a door of its own."""
 
+_log = logging.getLogger(__name__)
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _KNOWN = re.compile(
     r"/(?:health|metrics|openapi\.json|v1/models|v1/completions|v1/chat/completions)"
@@ -84,6 +86,12 @@ class Gate:
                 refusal = self._refusal(path, headers)
                 answer = self._app if refusal is None else error_response(refusal)
                 await answer(scope, receive, sending)
+            except Exception as error:  # a bug of ours; what has begun can only be broken off
+                _log.exception("a fault while answering %s", request_id)
+                if status != 499:
+                    raise
+                fault = ApiError(500, f"a fault of the server: {type(error).__name__}")
+                await error_response(fault)(scope, receive, sending)
             finally:
                 known = _KNOWN.fullmatch(path)
                 self._metrics.answered(path if known else "other", status)

@@ -50,13 +50,17 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind(address)
     except OSError as error:
         found.close()
-        raise InputError(
-            f"cannot listen there: {error.strerror or error}",
-            key="--port",
-            value=port,
-            fix="choose another port, or 0 for any that is free",
-        ) from error
+        raise _cannot_listen(port, error) from error
     return found
+
+
+def _cannot_listen(port: int, error: OSError) -> InputError:
+    return InputError(
+        f"cannot listen there: {error.strerror or error}",
+        key="--port",
+        value=port,
+        fix="choose another port, or 0 for any that is free",
+    )
 
 
 def is_loopback(found: socket.socket) -> bool:
@@ -107,8 +111,16 @@ class Server(uvicorn.Server):
         self._second_signal = asyncio.Event()
 
     def serve_until_signal(self, found: socket.socket) -> int:
-        """Serve until SIGINT or SIGTERM; which one it was. In a thread, until `should_exit`."""
-        self.run(sockets=[found])
+        """Serve until SIGINT or SIGTERM; which one it was. In a thread, until `should_exit`.
+
+        InputError if somebody else has begun to listen at the same address.
+        """
+        try:
+            self.run(sockets=[found])
+        except OSError as error:
+            if self.started:
+                raise
+            raise _cannot_listen(found.getsockname()[1], error) from error
         return self._ended_by
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
