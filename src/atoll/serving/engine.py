@@ -50,6 +50,9 @@ from atoll.serving.scheduler import Scheduler, Step, Work
 MAX_ROWS = 64
 """Tokens of a step: what a prompt's chunk may add to the time between two tokens of the others."""
 
+USUAL_LENGTH = 2048
+"""Tokens of prompt and answer for which memory is taken if nobody says how much."""
+
 FIRST_GUESS = 1.0
 """Seconds until a place is free, before anything was measured."""
 
@@ -73,11 +76,12 @@ def open_engine(
         loaded: a model folder, a GGUF file or a run, as the readers return it.
         device: a torch device or its name, as a backend's ``device`` gives it.
         max_concurrency: requests that are computed at a time.
-        memory: bytes of keys and values, the bound; None: as many as ``max_concurrency`` requests
-            of the model's whole context take, but at most a quarter of the memory that is free.
+        memory: bytes of keys and values, the bound; None: what ``max_concurrency`` requests of
+            USUAL_LENGTH tokens take, or one of the model's whole context if that is more, but at
+            most a quarter of the memory that is free.
         max_queue: requests that may wait; one more raises Busy.
         fast: give up that a request's tokens do not depend on what else is being served.
-        threads: of torch on the host; None leaves it as it is.
+        threads: of torch on the host, for the whole process; None leaves it as it is.
         page: positions of a page of keys and values.
 
     Raises InputError if the memory does not hold one page, or for a model that is not computed.
@@ -88,20 +92,22 @@ def open_engine(
         raise InputError("must be at least 1", key="max_concurrency", value=max_concurrency)
     if max_queue < 0:
         raise InputError("must be at least 0", key="max_queue", value=max_queue)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     place = torch.device(device)
     model = loaded.model
     page = min(page, model.context)
     size = page_bytes(model, page)
-    most = -(-model.context // page) * max_concurrency
-    num_pages = min(most, (_free_memory(place) // 4 if memory is None else memory) // size)
+    whole, usual = (-(-n // page) for n in (model.context, min(model.context, USUAL_LENGTH)))
+    most = max(whole, usual * max_concurrency)
+    if memory is None:
+        memory = min(most * size, _free_memory(place) // 4)
+    num_pages = memory // size
     if num_pages < 1:
         raise InputError(
             f"holds not one page of {page} positions, which takes {size} bytes",
             key="memory",
             value=memory,
-            fix=f"Give at least {most // max_concurrency * size} bytes for one full context.",
+            fix=f"Give at least {whole * size} bytes for one full context.",
         )
     inference = Inference(
         model, loaded.tensors, device=place, num_pages=num_pages, page=page, fast=fast

@@ -111,7 +111,10 @@ def _finish(study: Study) -> str:
     if any(one.draws is not None for one in study.calendars):
         legend.insert(1, (BAND, "8 of 10 drawn fleets"))
         number = next(one.draws.number for one in study.calendars if one.draws is not None)
-        caption += f" {number:,} fleets were drawn from what is not known."
+        caption += (
+            f" {number:,} fleets were drawn from what is not known; one of ten is slower than the "
+            "slow end, so that a few end after the latest course."
+        )
     picture = pictured(lambda width: finish_picture(study, width), legend, tag("p", caption))
     rows = [[*map(_cell, row)] for row in text.done_rows(study)]
     head = list(text.DONE_HEAD)

@@ -156,7 +156,7 @@ def study(
     return Study(
         scenario=scenario, asked=asked, base=variants[0],
         calendars=tuple(one[0] for one in found), effects=tuple(effects),
-        plans=sum(len(one[0].rates.known) for one in found),
+        plans=sum(len(one[0].rates.known) + len(one[0].rates.quick) for one in found),
     )  # fmt: skip
 
 
