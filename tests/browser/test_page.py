@@ -175,6 +175,9 @@ def test_chinese(served, visit):
     assert page.inner_text("#send") == "发送" and page.inner_text("#fresh") == "新对话"
     assert page.get_by_label("系统提示词").count() == 1
     limit_to(v, "many")
+    page.fill("#message textarea", "san guo")
+    page.dispatch_event("#message textarea", "keydown", {"key": "Enter", "isComposing": True})
+    assert page.input_value("#message textarea") == "san guo", "this Enter ends a word"
     v.send("三国演义")
     page.wait_for_selector("#notice .error >> text=请填写整数")
     limit_to(v, "")
