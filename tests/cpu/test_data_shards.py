@@ -155,7 +155,8 @@ def test_a_touched_source_gives_the_same_digest(base: Path) -> None:
 
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    # The middle of a manifest may be the time of a source, which is only a hint.
+    data[0 if path.name == MANIFEST else len(data) // 2] ^= 1
     path.write_bytes(data)
 
 

@@ -14,6 +14,7 @@ from tests.served import HANG, serving
 from tests.tiny_model import open_tiny
 
 from atoll.errors import InputError
+from atoll.modeling.inference import PAGE, page_bytes
 from atoll.serving import http as wire
 from atoll.serving import server as server_module
 
@@ -29,7 +30,8 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(loaded):
-    with serving(loaded, key=KEY, max_concurrency=2, max_queue=3) as found:
+    memory = 2 * (LONG // PAGE + 1) * page_bytes(loaded.model)  # for two long answers
+    with serving(loaded, key=KEY, max_concurrency=2, max_queue=3, memory=memory) as found:
         yield found
 
 
