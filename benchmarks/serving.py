@@ -8,9 +8,11 @@ takes with nobody there, in 99 of 100 cases.
 Claim: greedy tokens are those of `generate`, for 20 prompts of 64 tokens; a first difference only
 where the two likeliest tokens are within 1e-4 of each other.
 
-All contenders are alive in one process, with the same number of threads, and compute in turn; a
-ratio is the median over the rounds. Processor seconds are moved less by other work on the machine;
-a thread that waits for another in a loop counts as work there. Prompts are random tokens, new ones
+All contenders are alive, each in a process of its own with the same number of threads, and compute
+in turn; a ratio is the median over the rounds. In one process they would slow one another: OpenMP
+keeps helpers for every thread that has computed, and with more of them than cores lets them sleep
+at every barrier. Processor seconds are moved less by other work on the machine; a thread that waits
+for another in a loop counts as work there. Prompts are random tokens, new ones
 each time, so that no prefix is found. With --llama-cpp PATH (llama-bench, built from llama.cpp) its
 own figure for the same file stands beside; it computes with the file's 4-bit weights, not in fp32.
 """
@@ -23,10 +25,12 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -90,13 +94,17 @@ def main() -> None:
     file = package_file("tokenizer", "smollm2")
     loaded = open_model(file)
     tell("opening the model three times")
-    with engine_of(loaded, fast=False) as exact, engine_of(loaded, fast=True) as fast:
-        theirs = transformers_of(loaded)
+    with ExitStack() as stack:
+        exact, fast, theirs = (
+            stack.enter_context(Contender(kind, options.threads))
+            for kind in ("engine", "fast", "generate")
+        )
         report.note(
-            f"Rows of a step: {', '.join(map(str, exact._inference.row_counts))}; "
+            f"Rows of a step: {', '.join(map(str, exact(rows_of_a_step)))}; "
             f"{options.threads} threads; {loaded.model.num_parameters() / 1e6:.1f} M parameters."
         )
-        show_throughput(options, report, exact, fast, theirs)
+        num_parameters = loaded.model.num_parameters()
+        show_throughput(options, report, exact, fast, theirs, num_parameters)
         show_first_token(options, report, exact)
         show_greedy(options, report, exact, theirs, loaded)
     if options.llama_cpp is not None:
@@ -104,15 +112,45 @@ def main() -> None:
     report.show()
 
 
-@contextmanager
-def engine_of(loaded: Loaded, *, fast: bool) -> Iterator[BuiltIn]:
-    """An engine with room for 8 requests of two pages each."""
+_HELD: dict[str, Any] = {}
+"""In a contender's own process: its "engine", or its "model" of transformers."""
+
+
+class Contender:
+    """A process that holds one contender and does one piece of work at a time."""
+
+    def __init__(self, kind: str, threads: int) -> None:
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=get_context("spawn"), initializer=hold, initargs=(kind, threads)
+        )
+
+    def __call__(self, work: Callable[..., Any], *args: Any) -> Any:
+        """What ``work`` returns there."""
+        return self._pool.submit(work, *args).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def hold(kind: str, threads: int) -> None:
+    """Open a contender; an engine has room for 8 requests of two pages each."""
+    torch.set_num_threads(threads)
+    loaded = open_model(package_file("tokenizer", "smollm2"))
+    if kind == "generate":
+        _HELD["model"] = transformers_of(loaded)
+        return
     memory = 2 * TOGETHER * page_bytes(loaded.model)
-    engine = open_engine(loaded, memory=memory, max_concurrency=TOGETHER, fast=fast)
-    try:
-        yield engine
-    finally:
-        engine.close()
+    _HELD["engine"] = open_engine(
+        loaded, memory=memory, max_concurrency=TOGETHER, fast=kind == "fast"
+    )
+
+
+def rows_of_a_step() -> list[int]:
+    """The row counts that the engine found to agree."""
+    return list(_HELD["engine"]._inference.row_counts)
 
 
 def transformers_of(loaded: Loaded) -> Any:
@@ -152,18 +190,18 @@ def measured(num_tokens: int, work: Callable[[], None]) -> Took:
 # ---------------------------------------------------------------------- tokens a second
 
 
-def by_engine(engine: BuiltIn, num: int, tokens: int) -> Took:
+def by_engine(num: int, tokens: int) -> Took:
     """So many requests at the same time, from the first submission to the last token."""
     sampling = Sampling(max_tokens=tokens, temperature=0.0)
     requests = [Request(prompt=p, sampling=sampling) for p in random_prompts(num, tokens)]
-    return measured(num * tokens, lambda: asyncio.run(served(engine, requests)) and None)
+    return measured(num * tokens, lambda: asyncio.run(served(requests)) and None)
 
 
-async def served(engine: BuiltIn, requests: Sequence[Request]) -> list[list[Token]]:
+async def served(requests: Sequence[Request]) -> list[list[Token]]:
     """The tokens of each."""
 
     async def one(request: Request) -> list[Token]:
-        events = [event async for event in engine.submit(request)]
+        events = [event async for event in _HELD["engine"].submit(request)]
         found = [event for event in events if isinstance(event, Token)]
         assert len(found) == request.sampling.max_tokens, events[-1]
         return found
@@ -171,16 +209,17 @@ async def served(engine: BuiltIn, requests: Sequence[Request]) -> list[list[Toke
     return await asyncio.gather(*(one(request) for request in requests))
 
 
-def by_transformers(model: Any, num: int, tokens: int) -> Took:
+def by_transformers(num: int, tokens: int) -> Took:
     """The same by `generate`, as one batch."""
-    ids = torch.tensor(random_prompts(num, tokens))
-    return measured(num * tokens, lambda: generated(model, ids, tokens) and None)
+    prompts = random_prompts(num, tokens)
+    return measured(num * tokens, lambda: generated(prompts, tokens) and None)
 
 
-def generated(model: Any, ids: torch.Tensor, tokens: int) -> list[list[int]]:
-    """Greedy tokens that follow each row."""
+def generated(prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """Greedy tokens that follow each of these prompts of one length."""
+    ids = torch.tensor(prompts)
     with torch.inference_mode():
-        found = model.generate(
+        found = _HELD["model"].generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
@@ -192,17 +231,22 @@ def generated(model: Any, ids: torch.Tensor, tokens: int) -> list[list[int]]:
 
 
 def show_throughput(
-    options: argparse.Namespace, report: Report, exact: BuiltIn, fast: BuiltIn, theirs: Any
+    options: argparse.Namespace,
+    report: Report,
+    exact: Contender,
+    fast: Contender,
+    theirs: Contender,
+    num_parameters: int,
 ) -> None:
     """The first claim, and how much of the memory's bandwidth is used."""
     tokens = options.tokens
     contenders: dict[str, Callable[[], Took]] = {
-        "generate, 1": lambda: by_transformers(theirs, 1, tokens),
-        "engine, 1": lambda: by_engine(exact, 1, tokens),
-        "engine --fast, 1": lambda: by_engine(fast, 1, tokens),
-        f"generate, batch of {TOGETHER}": lambda: by_transformers(theirs, TOGETHER, tokens),
-        f"engine, {TOGETHER} at a time": lambda: by_engine(exact, TOGETHER, tokens),
-        f"engine --fast, {TOGETHER} at a time": lambda: by_engine(fast, TOGETHER, tokens),
+        "generate, 1": lambda: theirs(by_transformers, 1, tokens),
+        "engine, 1": lambda: exact(by_engine, 1, tokens),
+        "engine --fast, 1": lambda: fast(by_engine, 1, tokens),
+        f"generate, batch of {TOGETHER}": lambda: theirs(by_transformers, TOGETHER, tokens),
+        f"engine, {TOGETHER} at a time": lambda: exact(by_engine, TOGETHER, tokens),
+        f"engine --fast, {TOGETHER} at a time": lambda: fast(by_engine, TOGETHER, tokens),
     }
     took: dict[str, list[Took]] = {name: [] for name in contenders}
     copies = []
@@ -213,7 +257,7 @@ def show_throughput(
             tell(f"round {number}: {name}: {found.rate:.1f} tokens/s")
             if number or options.quick:  # the first round warms up
                 took[name].append(found)
-        copies.append(copied())
+        copies.append(theirs(copied))
     rates = {name: [t.rate for t in found] for name, found in took.items()}
     cores_of = {name: [t.core_seconds for t in found] for name, found in took.items()}
     one, ours, quick, batch, eight, _ = contenders
@@ -229,7 +273,7 @@ def show_throughput(
     ]
     head = ["contender", "tokens/s", "range", "ratio to the first", "processor ms a step"]
     report.table(f"{tokens} tokens in, {tokens} out, {options.rounds} rounds.", head, rows)
-    show_bandwidth(report, exact, rates, (one, ours, quick), max(copies))
+    show_bandwidth(report, num_parameters, rates, (one, ours, quick), max(copies))
     for what, above, below, bound in (
         ("one at a time, to generate", ours, one, 1.05),
         ("--fast, to generate", quick, one, 1.5),
@@ -254,13 +298,13 @@ def copied() -> float:
 
 def show_bandwidth(
     report: Report,
-    engine: BuiltIn,
+    num_parameters: int,
     rates: dict[str, list[float]],
     names: Sequence[str],
     copy: float,
 ) -> None:
     """Bytes of weights that one request at a time reads, against a copy."""
-    weights = 4 * engine._inference.model.num_parameters()
+    weights = 4 * num_parameters
     rows = []
     for name in names:
         used = weights * max(rates[name])
@@ -276,14 +320,14 @@ def show_bandwidth(
 # ---------------------------------------------------------------------- time to the first token
 
 
-def show_first_token(options: argparse.Namespace, report: Report, engine: BuiltIn) -> None:
+def show_first_token(options: argparse.Namespace, report: Report, engine: Contender) -> None:
     """The second claim. Loaded and unloaded arrivals alternate in blocks of ten."""
     alone: list[float] = []
     among: list[float] = []
     while len(among) < options.arrivals:
         num = min(10, options.arrivals - len(among))
-        alone += asyncio.run(arrivals(engine, num, others=0, tokens=options.tokens))
-        among += asyncio.run(arrivals(engine, num, others=TOGETHER - 1, tokens=options.tokens))
+        alone += engine(first_tokens, num, 0, options.tokens)
+        among += engine(first_tokens, num, TOGETHER - 1, options.tokens)
         tell(f"first tokens: {len(among)}")
     rows = []
     for name, times in (("nobody else", alone), (f"{TOGETHER - 1} that generate", among)):
@@ -299,8 +343,13 @@ def show_first_token(options: argparse.Namespace, report: Report, engine: BuiltI
     report.check(what, ratios[2], 3.0, at_least=False, form=".2f")
 
 
-async def arrivals(engine: BuiltIn, num: int, *, others: int, tokens: int) -> list[float]:
+def first_tokens(num: int, others: int, tokens: int) -> list[float]:
     """Seconds to the first token of requests that come one after another."""
+    return asyncio.run(arrivals(_HELD["engine"], num, others=others, tokens=tokens))
+
+
+async def arrivals(engine: BuiltIn, num: int, *, others: int, tokens: int) -> list[float]:
+    """The same, in a loop."""
     length = min(256, engine.limit - tokens)
     keep = Sampling(max_tokens=length, temperature=0.0)
     running: list[Any] = []
@@ -349,17 +398,20 @@ class Kept:
 
 
 def show_greedy(
-    options: argparse.Namespace, report: Report, engine: BuiltIn, theirs: Any, loaded: Loaded
+    options: argparse.Namespace,
+    report: Report,
+    engine: Contender,
+    theirs: Contender,
+    loaded: Loaded,
 ) -> None:
     """The third claim."""
     tokenizer = loaded.tokenizer()
     tokens = min(64, options.tokens)
     prompts = [tokenizer.encode(text).ids for text in options.texts]
-    sampling = Sampling(max_tokens=tokens, temperature=0.0, top_logprobs=2)
-    found = asyncio.run(served(engine, [Request(prompt=p, sampling=sampling) for p in prompts]))
+    found = engine(chosen, prompts, tokens)
     gaps = []
     for prompt, ours in zip(prompts, found, strict=True):
-        written = generated(theirs, torch.tensor([prompt]), tokens)[0]
+        written = theirs(generated, [prompt], tokens)[0]
         differing = [t for t, id_ in zip(ours, written, strict=True) if t.id != id_]
         gaps += [abs(t.top[0][1] - t.top[1][1]) for t in differing[:1]]
     told = ", ".join(f"{gap:.1e}" for gap in gaps) or "none"
@@ -370,6 +422,12 @@ def show_greedy(
     )
     worst = max(gaps, default=0.0)
     report.check("largest gap at a first difference", worst, 1e-4, at_least=False, form=".1e")
+
+
+def chosen(prompts: list[list[int]], tokens: int) -> list[list[Token]]:
+    """Greedy tokens of the engine with their two likeliest, all prompts at the same time."""
+    sampling = Sampling(max_tokens=tokens, temperature=0.0, top_logprobs=2)
+    return asyncio.run(served([Request(prompt=p, sampling=sampling) for p in prompts]))
 
 
 def show_llama_cpp(options: argparse.Namespace, report: Report, file: Path) -> None:

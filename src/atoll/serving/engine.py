@@ -21,13 +21,15 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from atoll.errors import InputError
+from atoll.model import Model
 from atoll.modeling.agreeing import settle
 from atoll.modeling.inference import PAGE, Inference, Piece, page_bytes
 from atoll.modeling.loaded import Loaded
@@ -109,23 +111,22 @@ def open_engine(
             value=memory,
             fix=f"Give at least {whole * size} bytes for one full context.",
         )
-    inference = Inference(
-        model, loaded.tensors, device=place, num_pages=num_pages, page=page, fast=fast
-    )
     max_rows = max(MAX_ROWS, 2 * max_concurrency)
-    invariant = not fast and settle(inference, most=max_rows)
-    if not (fast or invariant):
-        _log.warning("on this device a request's tokens depend on what else is being served")
+    helpers = torch.get_num_threads()
+
+    def opening() -> tuple[Inference, bool]:
+        # OpenMP counts for each thread by itself, and the number is part of the bits.
+        torch.set_num_threads(helpers)
+        inference = Inference(
+            model, loaded.tensors, device=place, num_pages=num_pages, page=page, fast=fast
+        )
+        invariant = not fast and settle(inference, most=max_rows)
+        if not (fast or invariant):
+            _log.warning("on this device a request's tokens depend on what else is being served")
+        return inference, invariant
+
     scheduler = Scheduler(Pages(num_pages, page), max_running=max_concurrency, max_rows=max_rows)
-    return BuiltIn(inference, scheduler, max_queue=max_queue, invariant=invariant)
-
-
-def _same_threads() -> None:
-    """Give this thread as many helpers as the one that opened the engine: OpenMP counts for each
-    thread by itself, and the number is part of the bits."""
-    import torch
-
-    torch.set_num_threads(torch.get_num_threads())
+    return BuiltIn(opening, scheduler, model, max_queue=max_queue)
 
 
 def _free_memory(device: Any) -> int:
@@ -142,14 +143,22 @@ class BuiltIn(Engine):
     ``invariant`` says whether a request's tokens were seen not to depend on other requests."""
 
     def __init__(
-        self, inference: Inference, scheduler: Scheduler, *, max_queue: int, invariant: bool
+        self,
+        opening: Callable[[], tuple[Inference, bool]],
+        scheduler: Scheduler,
+        model: Model,
+        *,
+        max_queue: int,
     ) -> None:
-        model = inference.model
-        self.limit = min(model.context, inference.num_pages * inference.page)
-        self.invariant = invariant
+        """``opening`` makes the model and says whether it is invariant, in the engine's own thread:
+        OpenMP keeps helpers for each thread that computes, and with more of them than cores lets
+        all of them sleep at every barrier, which doubled the time of a step."""
+        pages = scheduler.pages
+        self.limit = min(model.context, pages.num_pages * pages.size)
+        self.invariant = False
         self._vocab = model.resolved_vocab
-        self._page_bytes = page_bytes(model, inference.page)
-        self._inference, self._scheduler = inference, scheduler
+        self._page_bytes = page_bytes(model, pages.size)
+        self._scheduler = scheduler
         self._max_queue = max_queue
         # All below is shared between threads and read or written under the lock.
         self._wake = threading.Condition()
@@ -166,8 +175,12 @@ class BuiltIn(Engine):
         self._last_end: float | None = None
         # Of the engine's thread alone.
         self._streams: dict[Work, _Stream] = {}
-        self._thread = threading.Thread(target=self._run, name="atoll-engine", daemon=True)
+        opened: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._open_and_run, args=(opening, opened), name="atoll-engine", daemon=True
+        )
         self._thread.start()
+        opened.result()
 
     # -- for callers --------------------------------------------------------------------------
 
@@ -262,10 +275,21 @@ class BuiltIn(Engine):
 
     # -- the thread ---------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        """The thread's life. An exception here is a bug of ours: all streams end and say so."""
+    def _open_and_run(
+        self, opening: Callable[[], tuple[Inference, bool]], opened: Future[None]
+    ) -> None:
+        """The thread's life. What goes wrong while it opens is raised where it was opened."""
         try:
-            _same_threads()
+            self._inference, self.invariant = opening()
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        opened.set_result(None)
+        self._run()
+
+    def _run(self) -> None:
+        """Step after step. An exception here is a bug of ours: all streams end and say so."""
+        try:
             while self._take_in():
                 self._pass()
         except BaseException as error:
