@@ -23,6 +23,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,21 +113,27 @@ def open_engine(
             fix=f"Give at least {whole * size} bytes for one full context.",
         )
     max_rows = max(MAX_ROWS, 2 * max_concurrency)
-    helpers = torch.get_num_threads()
-
-    def opening() -> tuple[Inference, bool]:
-        # OpenMP counts for each thread by itself, and the number is part of the bits.
-        torch.set_num_threads(helpers)
-        inference = Inference(
-            model, loaded.tensors, device=place, num_pages=num_pages, page=page, fast=fast
-        )
-        invariant = not fast and settle(inference, most=max_rows)
-        if not (fast or invariant):
-            _log.warning("on this device a request's tokens depend on what else is being served")
-        return inference, invariant
-
     scheduler = Scheduler(Pages(num_pages, page), max_running=max_concurrency, max_rows=max_rows)
+    opening = partial(_opened, loaded, place, scheduler, fast, torch.get_num_threads())
     return BuiltIn(opening, scheduler, model, max_queue=max_queue)
+
+
+def _opened(
+    loaded: Loaded, device: Any, scheduler: Scheduler, fast: bool, threads: int
+) -> tuple[Inference, bool]:
+    """The model, laid out, and whether it is invariant."""
+    import torch
+
+    # OpenMP counts for each thread by itself, and the number is part of the bits.
+    torch.set_num_threads(threads)
+    num, size = scheduler.pages.num_pages, scheduler.pages.size
+    inference = Inference(
+        loaded.model, loaded.tensors, device=device, num_pages=num, page=size, fast=fast
+    )
+    invariant = not fast and settle(inference, most=scheduler.max_rows)
+    if not (fast or invariant):
+        _log.warning("on this device a request's tokens depend on what else is being served")
+    return inference, invariant
 
 
 def _free_memory(device: Any) -> int:
@@ -150,14 +157,12 @@ class BuiltIn(Engine):
         *,
         max_queue: int,
     ) -> None:
-        """``opening`` makes the model and says whether it is invariant, in the engine's own thread:
-        OpenMP keeps helpers for each thread that computes, and with more of them than cores lets
-        all of them sleep at every barrier, which doubled the time of a step."""
-        pages = scheduler.pages
-        self.limit = min(model.context, pages.num_pages * pages.size)
+        """``opening`` makes the model, in the engine's own thread: OpenMP keeps helpers for each
+        thread that computes, and with more of them than cores lets all sleep at every barrier."""
+        self.limit = min(model.context, scheduler.pages.num_pages * scheduler.pages.size)
         self.invariant = False
         self._vocab = model.resolved_vocab
-        self._page_bytes = page_bytes(model, pages.size)
+        self._page_bytes = page_bytes(model, scheduler.pages.size)
         self._scheduler = scheduler
         self._max_queue = max_queue
         # All below is shared between threads and read or written under the lock.
