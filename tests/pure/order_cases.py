@@ -9,10 +9,13 @@ from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import strategies as st
 
 from atoll.planning.case import DAY, Case, OwnChange
 from atoll.planning.offers import Offers
+from atoll.planning.orders import orders
+from atoll.planning.shortage import NoOrders
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "examples/recipes/dense-400b.toml"
@@ -182,6 +185,27 @@ def placed(answer) -> list:
     return [
         (o.column.offer, date.fromordinal(int(o.column.ordered)), o.chips) for o in answer.orders
     ]
+
+
+def soonest_as_by_brute_force(case: Case, refuses: Refuses = lambda one, day: False) -> None:
+    """The first step that is enough, and the cheapest orders by then, are those of every try."""
+    best = None
+    every = every_order(case, refuses)
+    for end in months_of(case.offers)[1:]:
+        done = [c for c in every if tokens_by(case, c, end) >= case.tokens]
+        done = [c for c in done if all(day < end for _, day, _ in c)]
+        if done:
+            best = (end, min(cost_of(case, c) for c in done))
+            break
+    if best is None:
+        with pytest.raises(NoOrders):
+            orders(case)
+        return
+    answer = orders(case)
+    assert date.fromordinal(int(answer.last)) == best[0]
+    assert answer.cost == pytest.approx(best[1], rel=6e-4, abs=1e-6)
+    assert allowed(case, placed(answer), refuses)
+    assert tokens_by(case, placed(answer), best[0]) >= case.tokens * (1 - 1e-6)
 
 
 @st.composite

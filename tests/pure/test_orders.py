@@ -19,12 +19,12 @@ from tests.pure.order_cases import (
     budget,
     case_of,
     cases,
-    cost_of,
     every_order,
     months_of,
     offer,
     offers_of,
     placed,
+    soonest_as_by_brute_force,
     tokens_by,
 )
 
@@ -37,26 +37,7 @@ from atoll.planning.shortage import NoOrders
 @settings(max_examples=25, deadline=None)
 @given(case=cases())
 def test_soonest_and_then_cheapest_as_by_brute_force(case: Case) -> None:
-    months, every = months_of(case.offers), every_order(case)
-    best = None
-    for end in months[1:]:
-        done = [
-            c
-            for c in every
-            if tokens_by(case, c, end) >= case.tokens and all(d < end for _, d, _ in c)
-        ]
-        if done:
-            best = (end, min(cost_of(case, c) for c in done))
-            break
-    if best is None:
-        with pytest.raises(NoOrders):
-            orders(case)
-        return
-    answer = orders(case)
-    assert date.fromordinal(int(answer.last)) == best[0]
-    assert answer.cost == pytest.approx(best[1], rel=6e-4, abs=1e-6)
-    assert allowed(case, placed(answer))
-    assert tokens_by(case, placed(answer), best[0]) >= case.tokens * (1 - 1e-6)
+    soonest_as_by_brute_force(case)
 
 
 @settings(max_examples=25, deadline=None)

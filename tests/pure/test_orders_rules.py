@@ -19,15 +19,10 @@ from tests.pure.order_cases import (
     RECIPE,
     SPEED,
     WATTS,
-    allowed,
     budget,
-    cost_of,
-    every_order,
-    months_of,
     offer,
     offers_of,
-    placed,
-    tokens_by,
+    soonest_as_by_brute_force,
 )
 
 from atoll import strict
@@ -39,7 +34,6 @@ from atoll.planning.closing import Ruled, ruled_of
 from atoll.planning.offers import Offers
 from atoll.planning.orders import orders
 from atoll.planning.placing import Chosen
-from atoll.planning.shortage import NoOrders
 
 ADVICE = "no legal advice"
 
@@ -107,22 +101,7 @@ def ruled_cases(draw: st.DrawFn) -> tuple[Case, Any]:
 @given(drawn=ruled_cases())
 def test_soonest_and_then_cheapest_as_by_brute_force_under_a_rule(drawn: Any) -> None:
     case, refuses = drawn
-    months, every = months_of(case.offers), every_order(case, refuses)
-    best = None
-    for end in months[1:]:
-        done = [c for c in every if tokens_by(case, c, end) >= case.tokens]
-        done = [c for c in done if all(day < end for _, day, _ in c)]
-        if done:
-            best = (end, min(cost_of(case, c) for c in done))
-            break
-    if best is None:
-        with pytest.raises(NoOrders):
-            orders(case)
-        return
-    answer = orders(case)
-    assert date.fromordinal(int(answer.last)) == best[0]
-    assert answer.cost == pytest.approx(best[1], rel=6e-4, abs=1e-6)
-    assert allowed(case, placed(answer), refuses)
+    soonest_as_by_brute_force(case, refuses)
 
 
 def letters(lead: str) -> Case:
