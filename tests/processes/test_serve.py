@@ -116,6 +116,23 @@ def test_what_takes_longer_than_the_grace_time_is_ended_with_an_error(model, tmp
         assert process.wait(HANG) == 130
 
 
+def test_a_second_signal_ends_answers_at_once(model):
+    with started(model, "--grace", "80") as (process, ready), client_of(ready) as client:
+        stream = stream_of(client, 4000)
+        next(stream)
+        process.send_signal(signal.SIGINT)
+        host, port = ready["url"].removeprefix("http://").split(":")
+        with pytest.raises(OSError, match="refused"):  # it has seen the first one
+            while True:
+                socket.create_connection((host, int(port))).close()
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(openai.APIError, match="stopping"):
+            list(stream)
+        assert process.wait(HANG) == 130
+        told = process.stderr.read()
+        assert told.splitlines()[-1] == "stopped" and "Traceback" not in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

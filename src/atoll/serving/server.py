@@ -182,9 +182,12 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 as signal calls it
-        """The first signal stops it in good order, the second at once."""
+        """The first signal stops it in good order, the second at once.
+
+        Not by uvicorn's `force_exit`: that leaves out the end of the lifespan, whose task then
+        ends with a traceback.
+        """
         if self.should_exit:
-            self.force_exit = True
             self._loop.call_soon_threadsafe(self._second_signal.set)
         self.should_exit = True
         self._ended_by = self._ended_by or sig
