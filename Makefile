@@ -45,8 +45,8 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.chat: $(VENV)/.runtime
-	@echo "installing what the page and answers in JSON need"
-	@$(PIP) install -c constraints.txt -e '.[gguf,parquet,web,json]'
+	@echo "installing what a quick server, its page and answers in JSON need"
+	@$(PIP) install -c constraints.txt -e '.[cpu,gguf,parquet,web,json]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.runtime

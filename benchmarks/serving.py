@@ -99,11 +99,8 @@ def main() -> None:
             stack.enter_context(Contender(kind, options.threads))
             for kind in ("engine", "fast", "generate")
         )
-        report.note(
-            f"Rows of a step: {', '.join(map(str, exact(rows_of_a_step)))}; "
-            f"{options.threads} threads; {loaded.model.num_parameters() / 1e6:.1f} M parameters."
-        )
         num_parameters = loaded.model.num_parameters()
+        report.note(f"{options.threads} threads; {num_parameters / 1e6:.1f} M parameters.")
         show_throughput(options, report, exact, fast, theirs, num_parameters)
         show_first_token(options, report, exact)
         show_greedy(options, report, exact, theirs, loaded)
@@ -146,11 +143,6 @@ def hold(kind: str, threads: int) -> None:
     _HELD["engine"] = open_engine(
         loaded, memory=memory, max_concurrency=TOGETHER, fast=kind == "fast"
     )
-
-
-def rows_of_a_step() -> list[int]:
-    """The row counts that the engine found to agree."""
-    return list(_HELD["engine"]._inference.row_counts)
 
 
 def transformers_of(loaded: Loaded) -> Any:

@@ -17,7 +17,7 @@ import torch
 from atoll.data.corpora import package_file
 from atoll.errors import InputError
 from atoll.model import Model
-from atoll.modeling import initial, open_model
+from atoll.modeling import initial, open_model, opening
 from atoll.modeling.decoder import Decoder
 from atoll.modeling.huggingface import write_folder
 from atoll.modeling.inference import page_bytes
@@ -65,6 +65,13 @@ def started() -> Iterator[Callable[..., BuiltIn]]:
         engine.close()
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as it comes, and once as where numba is missing."""
+    if request.param == "torch":
+        monkeypatch.setattr(opening, "_why_not_compiled", lambda: "this test wants torch")
+
+
 def prompt(seed: int, length: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(0, VOCAB, length)]
 
@@ -87,6 +94,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 60))
 
 
+@pytest.mark.usefixtures("each_way")
 def test_greedy_is_what_the_plain_decoder_generates(started: Callable[..., BuiltIn]) -> None:
     for shape in ({}, {"tied": False, "qk_norm": True, "head_dim": 24}, {"kv_heads": 4}):
         decoder = lively(**shape)
@@ -99,6 +107,7 @@ def test_greedy_is_what_the_plain_decoder_generates(started: Callable[..., Built
             assert finish == Finish("length", "", finish.cached_tokens)
 
 
+@pytest.mark.usefixtures("each_way")
 def test_alone_and_among_others_bit_for_bit(started: Callable[..., BuiltIn]) -> None:
     sampling = Sampling(max_tokens=40, seed=5, temperature=1.3, top_logprobs=2)
     request = Request(prompt=prompt(1, 20), sampling=sampling)
@@ -119,6 +128,7 @@ def test_alone_and_among_others_bit_for_bit(started: Callable[..., BuiltIn]) -> 
     assert len({token.id for token in alone}) > 5
 
 
+@pytest.mark.usefixtures("each_way")
 def test_a_prefix_that_was_computed_before_changes_no_bit(
     started: Callable[..., BuiltIn],
 ) -> None:
@@ -265,6 +275,7 @@ def test_logprobs_are_those_of_the_model(started: Callable[..., BuiltIn]) -> Non
         ids.append(token.id)
 
 
+@pytest.mark.usefixtures("each_way")
 def test_damaged_weights_end_the_request_and_not_the_engine(
     started: Callable[..., BuiltIn],
 ) -> None:
@@ -327,7 +338,8 @@ def drawn(draw: np.random.Generator, texts: list[list[int]]) -> Request:
     return Request(prompt=ids, sampling=sampling, client=str(draw.integers(3)))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("seed", [1, 2])
 def test_any_arrival_cancellation_and_prefix_leave_the_same_bits(
     started: Callable[..., BuiltIn], seed: int
 ) -> None:
@@ -399,9 +411,12 @@ def test_thousands_come_and_a_third_leave_and_nothing_is_left_behind(
     assert load.cache_size == 40 * page_bytes(decoder.model, PAGE)
 
 
-def test_other_kinds_of_this_processor_find_row_counts_of_their_own(tmp_path: Path) -> None:
+def test_without_numba_other_kinds_of_this_processor_find_row_counts_of_their_own(
+    tmp_path: Path,
+) -> None:
     program = """
 import sys
+sys.modules["numba"] = None
 sys.path.insert(0, sys.argv[1])
 import test_engine as t
 def start():
@@ -413,7 +428,7 @@ others = [t.greedy(t.prompt(i, 9 * i), 25) for i in range(1, 7)]
 alone, company = start(), start()
 assert alone.invariant and company.invariant
 assert t.run(t.together(company, [request, *others]))[0][0] == t.run(t.all_of(alone, request))[0]
-print(torch.backends.cpu.get_cpu_capability())
+print(torch.backends.cpu.get_cpu_capability(), type(alone._inference).__name__)
 """
     done = subprocess.run(
         [sys.executable, "-c", "import torch" + program, str(Path(__file__).parent)],
@@ -422,7 +437,8 @@ print(torch.backends.cpu.get_cpu_capability())
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["DEFAULT"]
+    assert done.stdout.split() == ["DEFAULT", "DeviceInference"]
+    assert "pip install 'atoll[cpu]'" in done.stderr
 
 
 def same_until_a_tie(tokens: list[Token], expected: list[int]) -> bool:

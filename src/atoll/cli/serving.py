@@ -59,7 +59,9 @@ Memory = Annotated[
 Fast = Annotated[
     bool,
     typer.Option(
-        "--fast", help="Faster, but a request's tokens may depend on what else is served."
+        "--fast",
+        help="On accelerators: faster, but a request's tokens may depend on what else is served. "
+        "On CPUs nothing is faster than exact.",
     ),
 ]
 Threads = Annotated[
@@ -233,6 +235,7 @@ def opened(
             max_queue=max_queue,
             fast=fast,
             threads=threads,
+            tell=note,
         )
     try:
         yield engine, language

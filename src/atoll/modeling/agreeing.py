@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from atoll.modeling.inference import Inference, Piece
+from atoll.modeling.device_inference import DeviceInference
+from atoll.modeling.inference import Piece
 
 QUERIES = (1, 2, 4, 8, 16, 32)
-"""Choices for `Inference.min_queries`."""
+"""Choices for `DeviceInference.min_queries`."""
 
 SIZES = (*range(2, 18), 20, 24, 31, 32, 33, 48, 63)
 """Tokens of a piece that are tried beside 1 and as many as there are rows."""
@@ -45,7 +46,7 @@ class _Outcome(NamedTuple):
         )
 
 
-def settle(inference: Inference, *, most: int) -> bool:
+def settle(inference: DeviceInference, *, most: int) -> bool:
     """Choose `row_counts`, up to ``most`` or a little more, and `min_queries`; clears two pages.
 
     False if even one row count alone does not make a row's bits its own.
@@ -98,7 +99,7 @@ def _agreeing(trial: _Trial, largest: int, counts: Sequence[int]) -> list[int]:
 class _Trial:
     """A text of at most ``most`` tokens that lies across a page's end where there are two pages."""
 
-    def __init__(self, inference: Inference, most: int) -> None:
+    def __init__(self, inference: DeviceInference, most: int) -> None:
         page, num_pages = inference.page, min(2, inference.num_pages)
         room = min(inference.model.context, num_pages * page)
         self.num = min(most, room)

@@ -86,28 +86,8 @@ class Packed:
         return torch.ops.mkldnn._linear_pointwise(x_NI, sum_NO, self._weight, None, "add")
 
 
-class Either:
-    """One row goes through a product of matrix and vector, more through the packed weight: twice
-    the memory, and one row has other bits than two."""
-
-    def __init__(self, weight_OI: Tensor, device: torch.device) -> None:
-        self._one: Matrix = Plain(weight_OI, device)
-        self._more: Matrix = Packed(weight_OI)
-
-    def _for(self, x_NI: Tensor) -> Matrix:
-        return self._one if len(x_NI) == 1 else self._more
-
-    def of(self, x_NI: Tensor) -> Tensor:
-        """x times the weight."""
-        return self._for(x_NI).of(x_NI)
-
-    def added(self, x_NI: Tensor, sum_NO: Tensor) -> Tensor:
-        """Sum and product."""
-        return self._for(x_NI).added(x_NI, sum_NO)
-
-
-def layout(device: torch.device, *, fast: bool) -> Callable[[Tensor], Matrix]:
-    """How to lay weights [O, I] out on this device; ``fast`` spends memory on single rows."""
-    if device.type != "cpu" or not Packed.works():
-        return lambda weight_OI: Plain(weight_OI, device)
-    return (lambda weight_OI: Either(weight_OI, device)) if fast else Packed
+def layout(device: torch.device) -> Callable[[Tensor], Matrix]:
+    """How to lay weights [O, I] out on this device."""
+    if device.type == "cpu" and Packed.works():
+        return Packed
+    return lambda weight_OI: Plain(weight_OI, device)

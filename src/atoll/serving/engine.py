@@ -31,9 +31,9 @@ import numpy.typing as npt
 
 from atoll.errors import InputError
 from atoll.model import Model
-from atoll.modeling.agreeing import settle
 from atoll.modeling.inference import PAGE, Inference, Piece, page_bytes
 from atoll.modeling.loaded import Loaded
+from atoll.modeling.opening import open_inference
 from atoll.modeling.sampling import choose, log_probabilities, penalised, uniform
 from atoll.serving.cache import Pages
 from atoll.serving.request import (
@@ -72,6 +72,7 @@ def open_engine(
     fast: bool = False,
     threads: int | None = None,
     page: int = PAGE,
+    tell: Callable[[str], None] = _log.info,
 ) -> BuiltIn:
     """An engine that serves a model on one device, all memory taken and its thread running.
 
@@ -83,9 +84,11 @@ def open_engine(
             USUAL_LENGTH tokens take, or one of the model's whole context if that is more, but at
             most a quarter of the memory that is free.
         max_queue: requests that may wait; one more raises Busy.
-        fast: give up that a request's tokens do not depend on what else is being served.
-        threads: of torch on the host, for the whole process; None leaves it as it is.
+        fast: give up that a request's tokens do not depend on what else is being served, where
+            that costs time.
+        threads: on the host; None: as many as torch has.
         page: positions of a page of keys and values.
+        tell: gets a line before something takes seconds.
 
     Raises InputError if the memory does not hold one page, or for a model that is not computed.
     """
@@ -95,7 +98,6 @@ def open_engine(
         raise InputError("must be at least 1", key="max_concurrency", value=max_concurrency)
     if max_queue < 0:
         raise InputError("must be at least 0", key="max_queue", value=max_queue)
-    torch.set_num_threads(threads or torch.get_num_threads())
     place = torch.device(device)
     model = loaded.model
     page = min(page, model.context)
@@ -114,26 +116,19 @@ def open_engine(
         )
     max_rows = max(MAX_ROWS, 2 * max_concurrency)
     scheduler = Scheduler(Pages(num_pages, page), max_running=max_concurrency, max_rows=max_rows)
-    opening = partial(_opened, loaded, place, scheduler, fast, torch.get_num_threads())
-    return BuiltIn(opening, scheduler, model, max_queue=max_queue)
-
-
-def _opened(
-    loaded: Loaded, device: Any, scheduler: Scheduler, fast: bool, threads: int
-) -> tuple[Inference, bool]:
-    """The model, laid out, and whether it is invariant."""
-    import torch
-
-    # OpenMP counts for each thread by itself, and the number is part of the bits.
-    torch.set_num_threads(threads)
-    num, size = scheduler.pages.num_pages, scheduler.pages.size
-    inference = Inference(
-        loaded.model, loaded.tensors, device=device, num_pages=num, page=size, fast=fast
+    opening = partial(
+        open_inference,
+        model,
+        loaded.tensors,
+        device=place,
+        num_pages=num_pages,
+        page=page,
+        max_rows=max_rows,
+        threads=threads or torch.get_num_threads(),
+        fast=fast,
+        tell=tell,
     )
-    invariant = not fast and settle(inference, most=scheduler.max_rows)
-    if not (fast or invariant):
-        _log.warning("on this device a request's tokens depend on what else is being served")
-    return inference, invariant
+    return BuiltIn(opening, scheduler, model, max_queue=max_queue)
 
 
 def _free_memory(device: Any) -> int:
