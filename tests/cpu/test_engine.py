@@ -387,7 +387,7 @@ def test_thousands_come_and_a_third_leave_and_nothing_is_left_behind(
     lengths = draw.integers(1, 12, (1200, 2))
 
     async def one(number: int) -> str:
-        ids, most = [number % VOCAB, *prompt(number % 50, int(lengths[number, 0]))], 8
+        ids, most = [number % VOCAB, *prompt(number % 50, int(lengths[number, 0]))], 24
         stream = engine.submit(greedy(ids, most))
         if number % 3 == 0:
             if number % 2:

@@ -232,18 +232,9 @@ def product(x_NI: Floats, w_BIW: Floats, factors_N: Floats, y_NO: Floats, add: i
     """y = x w, each row times its factor; added to what is in y if ``add`` is 1 and not 0."""
     num, terms = len(factors_N), w_BIW.shape[1]
     for block in prange(len(w_BIW)):
-        _rows(
-            x_NI.ctypes.data,
-            x_NI.shape[1],
-            w_BIW.ctypes.data + 4 * block * terms * WIDTH,
-            WIDTH,
-            terms,
-            y_NO.ctypes.data + 4 * block * WIDTH,
-            y_NO.shape[1],
-            factors_N.ctypes.data,
-            num,
-            add,
-        )
+        w = w_BIW.ctypes.data + 4 * block * terms * WIDTH
+        x, y, f = x_NI.ctypes.data, y_NO.ctypes.data + 4 * block * WIDTH, factors_N.ctypes.data
+        _rows(x, x_NI.shape[1], w, WIDTH, terms, y, y_NO.shape[1], f, num, add)
 
 
 @njit(parallel=True, nogil=True, fastmath={"contract"})
@@ -252,20 +243,11 @@ def _gated(x_NC: Floats, gate_BCW: Floats, up_BCW: Floats, factors_N: Floats, y_
     num, terms = len(factors_N), gate_BCW.shape[1]
     for block in prange(len(gate_BCW)):
         both = np.empty((2, num, WIDTH), np.float32)
-        offset = 4 * block * terms * WIDTH
+        x, f = x_NC.ctypes.data, factors_N.ctypes.data
         for which in range(2):
-            _rows(
-                x_NC.ctypes.data,
-                x_NC.shape[1],
-                (up_BCW if which else gate_BCW).ctypes.data + offset,
-                WIDTH,
-                terms,
-                both[which].ctypes.data,
-                WIDTH,
-                factors_N.ctypes.data,
-                num,
-                0,
-            )
+            w = (up_BCW if which else gate_BCW).ctypes.data + 4 * block * terms * WIDTH
+            y = both[which].ctypes.data
+            _rows(x, x_NC.shape[1], w, WIDTH, terms, y, WIDTH, f, num, 0)
         for n in range(num):
             for j in range(WIDTH):
                 gate = both[0, n, j]
@@ -401,49 +383,28 @@ def _look(
     """
     num_kv, page, dim = values.shape[2], values.shape[3], values.shape[4]
     group = y_NC.shape[1] // (num_kv * dim)
-    columns = (dim + WIDTH - 1) // WIDTH * WIDTH
     position, pages = rows.positions[n], rows.pages[rows.pieces[n]]
-    num = position + 1
-    queries = np.empty((group, dim), np.float32)
-    factors = np.empty(group, np.float32)
+    num, columns = position + 1, (dim + WIDTH - 1) // WIDTH * WIDTH
+    queries, sums = np.empty((group, dim), np.float32), np.empty((group, columns), np.float32)
+    factors, scores = np.empty(group, np.float32), np.empty((group, num + WIDTH), np.float32)
     for g in range(group):
         start = (head * group + g) * dim
         _turned(qkv_NO[n, start : start + dim], 0, layer, position, w, queries[g])
         factors[g] = np.float32(1.0) / np.sqrt(np.float32(dim))
-    scores = np.empty((group, num + WIDTH), np.float32)
+    q, s, y, f = queries.ctypes.data, scores.ctypes.data, sums.ctypes.data, factors.ctypes.data
+    s_step = scores.shape[1]
     for first in range(0, num, page):
         here = keys[layer, pages[first // page], head].ctypes.data
         for at in range(0, min(page, num - first), WIDTH):
-            _rows(
-                queries.ctypes.data,
-                dim,
-                here + 4 * at,
-                page,
-                dim,
-                scores.ctypes.data + 4 * (first + at),
-                scores.shape[1],
-                factors.ctypes.data,
-                group,
-                0,
-            )
+            target = s + 4 * (first + at)
+            _rows(q, dim, here + 4 * at, page, dim, target, s_step, f, group, 0)
     for g in range(group):
         factors[g] = _softmax(scores[g], num)
-    sums = np.empty((group, columns), np.float32)
     for first in range(0, num, page):
-        here = values[layer, pages[first // page], head].ctypes.data
+        here, some = values[layer, pages[first // page], head].ctypes.data, min(page, num - first)
         for at in range(0, columns, WIDTH):
-            _rows(
-                scores.ctypes.data + 4 * first,
-                scores.shape[1],
-                here + 4 * at,
-                dim,
-                min(page, num - first),
-                sums.ctypes.data + 4 * at,
-                columns,
-                factors.ctypes.data,
-                group,
-                first,
-            )
+            p, target = s + 4 * first, y + 4 * at
+            _rows(p, s_step, here + 4 * at, dim, some, target, columns, f, group, first)
     for g in range(group):
         for d in range(dim):
             y_NC[n, (head * group + g) * dim + d] = sums[g, d]

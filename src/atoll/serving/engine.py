@@ -101,19 +101,7 @@ def open_engine(
     place = torch.device(device)
     model = loaded.model
     page = min(page, model.context)
-    size = page_bytes(model, page)
-    whole, usual = (-(-n // page) for n in (model.context, min(model.context, USUAL_LENGTH)))
-    most = max(whole, usual * max_concurrency)
-    if memory is None:
-        memory = min(most * size, _free_memory(place) // 4)
-    num_pages = memory // size
-    if num_pages < 1:
-        raise InputError(
-            f"holds not one page of {page} positions, which takes {size} bytes",
-            key="memory",
-            value=memory,
-            fix=f"Give at least {whole * size} bytes for one full context.",
-        )
+    num_pages = _num_pages(model, page, memory, max_concurrency, place)
     max_rows = max(MAX_ROWS, 2 * max_concurrency)
     scheduler = Scheduler(Pages(num_pages, page), max_running=max_concurrency, max_rows=max_rows)
     opening = partial(
@@ -129,6 +117,23 @@ def open_engine(
         tell=tell,
     )
     return BuiltIn(opening, scheduler, model, max_queue=max_queue)
+
+
+def _num_pages(model: Model, page: int, memory: int | None, together: int, device: Any) -> int:
+    """How many pages the memory of `open_engine` holds."""
+    size = page_bytes(model, page)
+    whole, usual = (-(-n // page) for n in (model.context, min(model.context, USUAL_LENGTH)))
+    most = max(whole, usual * together)
+    if memory is None:
+        memory = min(most * size, _free_memory(device) // 4)
+    if memory < size:
+        raise InputError(
+            f"holds not one page of {page} positions, which takes {size} bytes",
+            key="memory",
+            value=memory,
+            fix=f"Give at least {whole * size} bytes for one full context.",
+        )
+    return memory // size
 
 
 def _free_memory(device: Any) -> int:
