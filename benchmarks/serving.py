@@ -12,9 +12,9 @@ All contenders are alive, each in a process of its own with the same number of t
 in turn; a ratio is the median over the rounds. In one process they would slow one another: OpenMP
 keeps helpers for every thread that has computed, and with more of them than cores lets them sleep
 at every barrier. Processor seconds are moved less by other work on the machine; a thread that waits
-for another in a loop counts as work there. Prompts are random tokens, new ones
-each time, so that no prefix is found. With --llama-cpp PATH (llama-bench, built from llama.cpp) its
-own figure for the same file stands beside; it computes with the file's 4-bit weights, not in fp32.
+for another in a loop counts as work there. Prompts are random tokens, new ones each time, so that
+no prefix is found. With --llama-cpp FOLDER (of llama-batched-bench and llama-quantize, built from
+llama.cpp) its own times stand beside, for the same weights in fp32; no claim is made of them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of the throughputs")
     parser.add_argument("--arrivals", type=int, default=60, help="whose first token is timed")
     parser.add_argument("--threads", type=int, default=min(2, cores()))
-    parser.add_argument("--llama-cpp", type=Path, metavar="PATH", help="llama-bench, if built")
+    parser.add_argument("--llama-cpp", type=Path, metavar="FOLDER", help="its programs, if built")
     options = parser.parse_args()
     options.tokens, options.texts = 128, TEXTS
     if options.quick:
@@ -99,13 +99,14 @@ def main() -> None:
             stack.enter_context(Contender(kind, options.threads))
             for kind in ("engine", "fast", "generate")
         )
+        others = {}
+        if options.llama_cpp is not None:
+            others = llama_cpp(options, file, stack.enter_context(scratch()))
         num_parameters = loaded.model.num_parameters()
         report.note(f"{options.threads} threads; {num_parameters / 1e6:.1f} M parameters.")
-        show_throughput(options, report, exact, fast, theirs, num_parameters)
+        show_throughput(options, report, exact, fast, theirs, num_parameters, others)
         show_first_token(options, report, exact)
         show_greedy(options, report, exact, theirs, loaded)
-    if options.llama_cpp is not None:
-        show_llama_cpp(options, report, file)
     report.show()
 
 
@@ -229,6 +230,7 @@ def show_throughput(
     fast: Contender,
     theirs: Contender,
     num_parameters: int,
+    others: dict[str, Callable[[], Took]],
 ) -> None:
     """The first claim, and how much of the memory's bandwidth is used."""
     tokens = options.tokens
@@ -239,6 +241,7 @@ def show_throughput(
         f"generate, batch of {TOGETHER}": lambda: theirs(by_transformers, TOGETHER, tokens),
         f"engine, {TOGETHER} at a time": lambda: exact(by_engine, TOGETHER, tokens),
         f"engine --fast, {TOGETHER} at a time": lambda: fast(by_engine, TOGETHER, tokens),
+        **others,
     }
     took: dict[str, list[Took]] = {name: [] for name in contenders}
     copies = []
@@ -252,14 +255,14 @@ def show_throughput(
         copies.append(theirs(copied))
     rates = {name: [t.rate for t in found] for name, found in took.items()}
     cores_of = {name: [t.core_seconds for t in found] for name, found in took.items()}
-    one, ours, quick, batch, eight, _ = contenders
+    one, ours, quick, batch, eight, *_ = contenders
     rows = [
         [
             name,
             f"{statistics.median(rates[name]):.1f}",
             spread(rates[name]),
             f"{median_ratio(rates[name], rates[one]):.2f}",
-            f"{statistics.median(cores_of[name]) / tokens * 1e3:.1f}",
+            "-" if name in others else f"{statistics.median(cores_of[name]) / tokens * 1e3:.1f}",
         ]
         for name in contenders
     ]
@@ -422,21 +425,35 @@ def chosen(prompts: list[list[int]], tokens: int) -> list[list[Token]]:
     return asyncio.run(served([Request(prompt=p, sampling=sampling) for p in prompts]))
 
 
-def show_llama_cpp(options: argparse.Namespace, report: Report, file: Path) -> None:
-    """What llama-bench says of its own; no target."""
-    words = [options.llama_cpp, "-m", file, "-p", options.tokens, "-n", options.tokens]
-    words += ["-t", options.threads, "-r", options.rounds, "-o", "json"]
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False)
+# ---------------------------------------------------------------------- llama.cpp
+
+
+def llama_cpp(
+    options: argparse.Namespace, file: Path, folder: Path
+) -> dict[str, Callable[[], Took]]:
+    """Contenders: its own benchmark on the file's weights in fp32, which is written first."""
+    whole = folder / "fp32.gguf"
+    told_by(options.llama_cpp / "llama-quantize", "--allow-requantize", file, whole, "f32")
+    words = ["-m", whole, "-npp", options.tokens, "-ntg", options.tokens, "-t", options.threads]
+    words += ["-c", 2 * TOGETHER * options.tokens, "--output-format", "jsonl", "-npl"]
+
+    def run(num: int) -> Took:
+        lines = told_by(options.llama_cpp / "llama-batched-bench", *words, num).splitlines()
+        found = json.loads(next(line for line in lines if line.startswith("{")))
+        return Took(num * options.tokens / found["t"], float("nan"))
+
+    return {
+        "llama.cpp in fp32, 1": lambda: run(1),
+        f"llama.cpp in fp32, {TOGETHER} at a time": lambda: run(TOGETHER),
+    }
+
+
+def told_by(program: Path, *words: object) -> str:
+    """What a program printed; InputError with its last words if it failed."""
+    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(
-            f"llama-bench failed: {done.stderr.strip()[-200:]}", file=options.llama_cpp
-        )
-    rows = [
-        ["reading" if r["n_gen"] == 0 else "generating", f"{r['avg_ts']:.1f}"]
-        for r in json.loads(done.stdout)
-    ]
-    title = f"llama-bench on {file.name} (4-bit weights), {options.threads} threads, one request."
-    report.table(title, ["phase", "tokens/s"], rows)
+        raise InputError(f"ended with {done.returncode}: {done.stderr[-200:]}", file=program)
+    return done.stdout
 
 
 if __name__ == "__main__":
