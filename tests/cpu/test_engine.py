@@ -177,6 +177,8 @@ def test_cancelling_gives_slot_and_memory_back(started: Callable[..., BuiltIn]) 
     load = engine.load()
     assert (load.running, load.queued, load.cache_used) == (0, 0, 0)
     assert load.finished == {"cancelled": 2, "length": 1}
+    assert load.finished_tokens["length"] == 70
+    assert sum(load.finished_tokens.values()) == load.generated_tokens
     assert load.generated_tokens >= 71
 
 

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -34,13 +33,11 @@ from atoll.model import Model
 from atoll.modeling.inference import PAGE, Inference, Piece, page_bytes
 from atoll.modeling.loaded import Loaded
 from atoll.modeling.opening import open_inference
-from atoll.modeling.sampling import choose, log_probabilities, penalised, uniform
 from atoll.serving.cache import Pages
 from atoll.serving.request import (
     Busy,
     Closed,
     Engine,
-    Finish,
     FinishReason,
     Load,
     Request,
@@ -49,6 +46,7 @@ from atoll.serving.request import (
     TooLong,
 )
 from atoll.serving.scheduler import Scheduler, Step, Work
+from atoll.serving.stream import EngineStream, deliver
 
 MAX_ROWS = 64
 """Tokens of a step: what a prompt's chunk may add to the time between two tokens of the others."""
@@ -167,19 +165,20 @@ class BuiltIn(Engine):
         self._max_queue = max_queue
         # All below is shared between threads and read or written under the lock.
         self._wake = threading.Condition()
-        self._arrived: deque[_Stream] = deque()
-        self._cancelled: deque[_Stream] = deque()
-        self._live: set[_Stream] = set()
+        self._arrived: deque[EngineStream] = deque()
+        self._cancelled: deque[EngineStream] = deque()
+        self._live: set[EngineStream] = set()
         self._num_waiting = 0  # arrived or queued in the scheduler
         self._closing = False
         self._failure = ""
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
+        self._finished_tokens: Counter[str] = Counter()
         self._load = Load()
         self._between_ends = FIRST_GUESS
         self._last_end: float | None = None
         # Of the engine's thread alone.
-        self._streams: dict[Work, _Stream] = {}
+        self._streams: dict[Work, EngineStream] = {}
         opened: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._open_and_run, args=(opening, opened), name="atoll-engine", daemon=True
@@ -196,7 +195,7 @@ class BuiltIn(Engine):
         have, or a setting out of range.
         """
         self._check(request)
-        stream = _Stream(self, request, asyncio.get_running_loop())
+        stream = EngineStream(request, asyncio.get_running_loop(), self.cancel)
         with self._wake:
             if self._failure:
                 raise Closed(f"the engine has stopped: {self._failure}")
@@ -229,6 +228,7 @@ class BuiltIn(Engine):
                 generated_tokens=self._counts["generated"],
                 steps=self._counts["steps"],
                 finished=dict(self._finished),
+                finished_tokens=dict(self._finished_tokens),
                 failure=self._failure,
             )
 
@@ -246,7 +246,7 @@ class BuiltIn(Engine):
             self._wake.notify_all()
         self._thread.join()
 
-    def cancel(self, stream: _Stream) -> None:
+    def cancel(self, stream: EngineStream) -> None:
         """End a stream, if it still goes on; safe from any thread."""
         with self._wake:
             if stream in self._live:
@@ -303,8 +303,8 @@ class BuiltIn(Engine):
                 self._failure = f"{type(error).__name__}: {error}"
                 for stream in self._live:
                     stream.end("error", f"the engine failed: {self._failure}")
-                    self._finished["error"] += 1
-                self._deliver(list(self._live))
+                    self._count_end(stream)
+                deliver(list(self._live))
                 self._live.clear()
                 self._num_waiting = 0
                 self._wake.notify_all()
@@ -349,7 +349,7 @@ class BuiltIn(Engine):
             self._advance(stream, row)
         self._settle(due)
 
-    def _advance(self, stream: _Stream, logits: npt.NDArray[np.float32]) -> None:
+    def _advance(self, stream: EngineStream, logits: npt.NDArray[np.float32]) -> None:
         """Choose a request's next token. What goes wrong here is that request's error alone."""
         try:
             token = stream.choose(logits)
@@ -364,7 +364,7 @@ class BuiltIn(Engine):
         if stream.num_generated == stream.request.sampling.max_tokens:
             self._end(stream, "length")
 
-    def _end(self, stream: _Stream, reason: FinishReason, message: str = "") -> None:
+    def _end(self, stream: EngineStream, reason: FinishReason, message: str = "") -> None:
         self._scheduler.remove(stream.work, keep=reason != "error")
         del self._streams[stream.work]
         stream.end(reason, message)
@@ -382,7 +382,7 @@ class BuiltIn(Engine):
                     self._counts["cached"] += turn.work.num_cached
             self._counts["steps"] += 1
 
-    def _settle(self, streams: list[_Stream]) -> None:
+    def _settle(self, streams: list[EngineStream]) -> None:
         """Hand out what a pass has found, and count the streams that ended."""
         used, kept = self._scheduler.num_used, self._scheduler.pages.num_kept
         with self._wake:
@@ -391,7 +391,7 @@ class BuiltIn(Engine):
                 if stream.finish is None or stream not in self._live:
                     continue
                 self._live.remove(stream)
-                self._finished[stream.finish.reason] += 1
+                self._count_end(stream)
                 if not stream.started:
                     self._num_waiting -= 1
                 self._measure_end()
@@ -399,7 +399,12 @@ class BuiltIn(Engine):
             self._load = Load(
                 cache_used=used * self._page_bytes, cache_kept=kept * self._page_bytes
             )
-        self._deliver(streams)
+        deliver(streams)
+
+    def _count_end(self, stream: EngineStream) -> None:
+        assert stream.finish is not None
+        self._finished[stream.finish.reason] += 1
+        self._finished_tokens[stream.finish.reason] += stream.num_generated
 
     def _measure_end(self) -> None:
         """Update the mean time between two ends while requests wait: what Busy says."""
@@ -407,94 +412,3 @@ class BuiltIn(Engine):
         if self._last_end is not None and self._num_waiting:
             self._between_ends += 0.2 * (now - self._last_end - self._between_ends)
         self._last_end = now
-
-    @staticmethod
-    def _deliver(streams: list[_Stream]) -> None:
-        """Give events to the loops, one call for each loop; a loop that is closed needs none."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, list[Token | Finish]]]] = {}
-        for stream in streams:
-            if stream.events:
-                events, stream.events = stream.events, []
-                by_loop.setdefault(stream.loop, []).append((stream, events))
-        for loop, deliveries in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_hand_over, deliveries)
-            except RuntimeError:
-                _log.debug("a loop was closed with requests running")
-
-
-def _hand_over(deliveries: list[tuple[_Stream, list[Token | Finish]]]) -> None:
-    """In the loop: put events where the readers wait."""
-    for stream, events in deliveries:
-        for event in events:
-            stream.queue.put_nowait(event)
-
-
-class _Stream(Stream):
-    """A request that was taken in: read in its loop, filled by the engine's thread."""
-
-    def __init__(self, engine: BuiltIn, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        sampling = request.sampling
-        self.request, self.loop = request, loop
-        self.work = Work(list(request.prompt), sampling.max_tokens, request.client)
-        self.queue: asyncio.Queue[Token | Finish] = asyncio.Queue()
-        self.events: list[Token | Finish] = []  # found, not yet handed over
-        self.finish: Finish | None = None
-        self.started = False
-        self._engine = engine
-        self._seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        self._counts: Counter[int] = Counter()
-        self._read_to_the_end = False
-
-    async def __aiter__(self) -> AsyncIterator[Token | Finish]:
-        while not self._read_to_the_end:
-            event = await self.queue.get()
-            self._read_to_the_end = isinstance(event, Finish)
-            yield event
-
-    def cancel(self) -> None:
-        """Give the request's slot and memory back; safe from any thread, more than once."""
-        self._engine.cancel(self)
-
-    @property
-    def num_generated(self) -> int:
-        """Tokens so far."""
-        return len(self.work.tokens) - self.work.num_prompt
-
-    def end(self, reason: FinishReason, message: str = "") -> None:
-        """Add the last event."""
-        if self.finish is None:
-            self.finish = Finish(reason, message, self.work.num_cached)
-            self.events.append(self.finish)
-
-    def choose(self, row: npt.NDArray[np.float32]) -> Token | None:
-        """The next token, None at a stop id. A function of logits, seed and position only."""
-        sampling, constraint = self.request.sampling, self.request.constraint
-        if not np.isfinite(row).all():
-            raise InputError("the model's logits are not finite: its weights are damaged")
-        logits = row.astype(np.float64)
-        changed = penalised(
-            logits, self._counts, sampling.presence_penalty, sampling.frequency_penalty
-        )
-        allowed = None if constraint is None else constraint.allowed()
-        if allowed is not None:
-            if len(allowed) != len(logits) or not allowed.any():
-                raise InputError("the constraint allows no token of this model")
-            changed = np.where(allowed, changed, -np.inf)
-        point = uniform(self._seed, self.num_generated)
-        chosen = choose(
-            changed,
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
-            point,
-            min_p=sampling.min_p,
-        )
-        if chosen in sampling.stop_ids:
-            return None
-        if constraint is not None:
-            constraint.advance(chosen)
-        self._counts[chosen] += 1
-        if sampling.top_logprobs is None:
-            return Token(chosen)
-        return Token(chosen, *log_probabilities(logits, chosen, sampling.top_logprobs))

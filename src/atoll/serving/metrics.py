@@ -95,11 +95,11 @@ class _OfEngine:
             "Batches computed; tokens over steps is the mean batch.",
             value=load.steps,
         )
-        finished = CounterMetricFamily(
-            "atoll_finished",
-            "Requests that the engine has done with, by reason.",
-            labels=["reason"],
-        )
-        for reason, number in sorted(load.finished.items()):
-            finished.add_metric([reason], number)
-        yield finished
+        for name, what, numbers in (
+            ("atoll_finished", "Requests that the engine has done with.", load.finished),
+            ("atoll_finished_tokens", "Tokens of their answers.", load.finished_tokens),
+        ):
+            finished = CounterMetricFamily(name, f"{what} By reason.", labels=["reason"])
+            for reason, number in sorted(numbers.items()):
+                finished.add_metric([reason], number)
+            yield finished

@@ -127,6 +127,7 @@ class Load:
     generated_tokens: int = 0
     steps: int = 0
     finished: dict[str, int] = field(default_factory=dict)  # by FinishReason
+    finished_tokens: dict[str, int] = field(default_factory=dict)  # of these requests' answers
     failure: str = ""  # what stopped the engine's thread, if a bug did
 
 
