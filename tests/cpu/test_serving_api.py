@@ -230,14 +230,14 @@ def test_what_asks_for_nothing_is_passed_over(client):
         ({"messages": []}, 400, "messages", "at least 1"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "system"),
         ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "required"),
-        ({"messages": [*CHAT, {"role": "system", "content": "x"}]}, 400, "messages", "comes first"),
+        ({"messages": [*CHAT, {"role": "system", "content": "x"}]}, 422, "messages", "comes first"),
         ({"max_tokens": 300}, 400, "messages", "holds 256 together"),
         ({"messages": [{"role": "user", "content": "cat " * 400}]}, 400, "messages", "256"),
         ({"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
         ({"stream_options": {}}, 400, "stream_options", "stream"),
         ({"response_format": {"type": "yaml"}}, 400, "response_format", "json_schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {
-            "name": "x", "schema": {"type": "nonsense"}}}}, 400,
+            "name": "x", "schema": {"type": "nonsense"}}}}, 422,
          "response_format.json_schema.schema", "nonsense"),
     ],
 )  # fmt: skip
@@ -313,7 +313,7 @@ def test_a_bug_is_told_with_the_requests_id(served, client, monkeypatch, caplog)
 
 def test_json_without_its_package_is_refused_with_the_pip_line(client, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)  # as if it were not installed
-    with pytest.raises(openai.BadRequestError, match="pip install llguidance") as told:
+    with pytest.raises(openai.UnprocessableEntityError, match="pip install llguidance") as told:
         chat(client, response_format={"type": "json_object"})
     assert told.value.param == "response_format"
 

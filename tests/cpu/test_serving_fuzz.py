@@ -21,7 +21,7 @@ KEY = "secret-7"
 NUM_EXAMPLES = 8
 # What one field means beside another is no matter of a schema: a request that fits the page may
 # be refused with 400, and many at a time with 429.
-REFUSALS = ["400", "404", "429"]
+REFUSALS = ["400", "404", "422", "429"]
 
 
 def fuzz(served, num_examples):

@@ -113,7 +113,7 @@ class Service:
             raise p.ApiError(400, message, code="invalid_value", param="top_logprobs")
         roles = {"developer": "system"}
         messages = [{"role": roles.get(m.role, m.role), "content": m.text} for m in body.messages]
-        prompt = await _apart(lambda: self.language.chat(messages), param="messages")
+        prompt = await _apart(lambda: self.language.chat(messages), 422, param="messages")
         top = (body.top_logprobs or 0) if body.logprobs else None
         asked = body.max_completion_tokens or body.max_tokens
         return await self._answer(
@@ -134,7 +134,7 @@ class Service:
         began = time.perf_counter()
         body = await read(request, p.CompletionRequest)
         self._check(body)
-        prompts = await _apart(lambda: self._prompts(body.prompt), param="prompt")
+        prompts = await _apart(lambda: self._prompts(body.prompt), 400, param="prompt")
         if len(prompts) * (body.n or 1) > p.MOST_CHOICES:
             message = f"prompts times n is more than {p.MOST_CHOICES}"
             raise p.ApiError(400, message, code="invalid_value", param="n")
@@ -234,6 +234,7 @@ class Service:
         param = "response_format.json_schema.schema" if whole else "response_format"
         return await _apart(
             lambda: self._grammars.json({"type": "object"} if schema is None else schema),
+            422,
             param=param,
         )
 
@@ -314,12 +315,16 @@ class Service:
             await items.aclose()  # type: ignore[attr-defined]  # an async generator
 
 
-async def _apart(work: Callable[[], _Found], *, param: str) -> _Found:
-    """What ``work`` gives, computed beside the loop. ApiError for what is wrong with a field."""
+async def _apart(work: Callable[[], _Found], status: int, *, param: str) -> _Found:
+    """What ``work`` gives, computed beside the loop. ApiError for what is wrong with a field.
+
+    ``status`` is 422 where a field is well formed and this model cannot do what it says.
+    """
     try:
         return await asyncio.to_thread(work)
     except InputError as error:
-        raise p.ApiError(400, str(error), code="invalid_value", param=param) from error
+        code = "invalid_value" if status == 400 else "unprocessable"
+        raise p.ApiError(status, str(error), code=code, param=param) from error
     except TemplateFailed as error:
         message = f"{error}; /v1/completions needs no template"
         raise p.ApiError(500, message, code="template_failed") from error
@@ -373,7 +378,7 @@ def _body_of(name: str) -> dict[str, Any]:
 
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _EVENTS = {"text/event-stream": {"schema": _EVENT}}  # of each event, as OpenAPI 3.2 reads it
-_FAILURES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
+_FAILURES = (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
@@ -431,8 +436,9 @@ def _openapi(app: FastAPI, service: Service, *, guarded: bool) -> dict[str, Any]
         bodies["$defs"][name]["properties"]["model"]["enum"] = [service.model_name]
     page["components"]["schemas"].update(bodies["$defs"])
     for path, operations in page["paths"].items():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)  # what is wrong is told with 400
+        for method, operation in operations.items():
+            if method == "get":
+                operation["responses"].pop("422", None)  # FastAPI's own, which never comes
             if guarded and GUARDED.match(path):
                 operation["security"] = [{"key": []}]
     if guarded:
