@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -305,11 +306,20 @@ def test_a_bug_in_the_thread_ends_all_streams_and_is_seen(
     started: Callable[..., BuiltIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = started(max_concurrency=1)
+    sound, passes, seen = engine._scheduler.next, iter(range(5)), threading.Event()
+
+    def breaks() -> Any:
+        if next(passes, 5) < 4:
+            return sound()
+        assert seen.wait(60)
+        return 1 / 0
+
+    monkeypatch.setattr(engine._scheduler, "next", breaks)
 
     async def break_it() -> None:
         streams = [engine.submit(greedy([i], 90)) for i in range(3)]
         assert isinstance(await anext(aiter(streams[0])), Token)
-        monkeypatch.setattr(engine._scheduler, "next", lambda: 1 / 0)
+        seen.set()
         for stream in streams:
             last = [event async for event in stream][-1]
             assert isinstance(last, Finish) and last.reason == "error"

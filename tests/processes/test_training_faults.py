@@ -119,7 +119,8 @@ def test_an_island_that_raises_costs_its_grains_and_shows_its_traceback(
 def test_the_last_island_ends_the_run_with_its_own_words(world, reference, run, leaves_nobody):
     text = fails(world, run, "only-b", "raises_in_b", IslandError)
     assert "'b' was the last one" in text and "ZeroDivisionError" in text
-    assert kept(run) == [2] and len(ledger_of(run)) == 3
+    # It takes a checkpoint that it is still writing along.
+    assert kept(run) in ([], [2]) and len(ledger_of(run)) == 3
     goes_on(world, run, "two", reference)
 
 

@@ -1,152 +1,31 @@
-"""The search finds what trying everything finds; shares, chains and links obey their laws.
-
-Machines, links and models are invented; coefficients are the defaults, nothing is corrected.
-"""
+"""The search finds what trying everything finds; shares and links obey their laws."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations, permutations, product
+from itertools import product
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.pure.search_cases import BARE, INFINITE, machine_at, problem_from, problems
 
 from atoll.digest import canonical_json
 from atoll.errors import InputError
-from atoll.fleet import Fleet, Island
+from atoll.fleet import Fleet
 from atoll.model import Model
 from atoll.plan import Layout
 from atoll.planning import makespan
-from atoll.planning.chain import Chain, best_chain
-from atoll.planning.cost import Coefficients, Cost, step_cost
+from atoll.planning.chain import best_chain
+from atoll.planning.cost import Cost, step_cost
 from atoll.planning.exchange import Member, exchange_bytes, exchange_seconds
-from atoll.planning.layouts import layouts, powers_of_two, problem
-from atoll.planning.machine import Machine
-from atoll.planning.memory import MemoryCoefficients, MemoryUse, memory_use, stage_buffers
-from atoll.planning.options import RECOMPUTES, USABLE, Coefficient, Option, capacity, undominated
+from atoll.planning.layouts import layouts, problem
+from atoll.planning.memory import MemoryUse, memory_use
+from atoll.planning.options import RECOMPUTES, USABLE, Option, capacity, undominated
 from atoll.planning.problem import Place, Problem
 from atoll.planning.search import DoesNotFit, Found, search
-from atoll.planning.work import Shape, Software, Work
-
-FITTED = Coefficient(time=Coefficients(), memory=MemoryCoefficients())
-BARE = replace(FITTED, time=Coefficients(state_behind=0.0))
-"""Nothing of an exchange hides behind compute, so that it depends on the set of islands alone."""
-
-INFINITE = float("inf")
-
-
-def machine_at(index: int, **changes: object) -> Machine:
-    """An invented machine; islands of different machines have different chips."""
-    plain: dict[str, object] = {
-        "chip": f"invented-{index}", "peak": {"bf16": 5e13}, "memory": 2e10,
-        "memory_bandwidth": 1e12, "node_devices": 4, "domain": 4, "link": 2e11, "network": 2.5e10,
-    }  # fmt: skip
-    return Machine(**{**plain, **changes})
-
-
-def problem_from(
-    machines: Sequence[tuple[Machine, int, str]],
-    model: Model,
-    *,
-    links: Mapping[tuple[str, str], tuple[float, float]],
-    sites: Sequence[str] = ("s", "t", "u"),
-    flash: bool = True,
-    **asked: object,
-) -> Problem:
-    """Islands of (machine, nodes, site); `links` in bytes a second and seconds."""
-    islands = [
-        Island(name=f"i{index}", site=site, nodes=nodes)
-        for index, (_, nodes, site) in enumerate(machines)
-    ]
-    fleet = Fleet.from_dict(
-        {
-            "site": [{"name": site} for site in sites],
-            "island": [island.model_dump(exclude_none=True) for island in islands],
-            "link": [
-                {
-                    "between": list(ends),
-                    "bandwidth": f"{width:.0f} B/s",
-                    "latency": f"{delay:.6f} s",
-                }
-                for ends, (width, delay) in links.items()
-            ],
-        }
-    )
-    shape = Shape.of(model)
-    work = Work(shape=shape, sequence=model.context, software=Software(flash=flash))
-    places = [
-        Place(island=island, machine=machine, work=work)
-        for island, (machine, _, _) in zip(islands, machines, strict=True)
-    ]
-    plain = {"grain": 1, "grains": 4, "every": "step", "round_steps": 10, "coefficients": FITTED}
-    return Problem(places=places, fleet=fleet, **{**plain, **asked})
-
-
-@st.composite
-def machines_of(draw: st.DrawFn, index: int) -> tuple[Machine, int]:
-    """A machine of at most 16 devices, and its nodes."""
-    node = draw(st.sampled_from([1, 2, 4, 8]))
-    machine = machine_at(
-        index,
-        peak={"bf16": draw(st.sampled_from([1e12, 5e12, 1e13, 5e13]))},
-        memory=draw(st.sampled_from([1.7e9, 2e9, 3e9, 5e9, 2e10])),
-        memory_bandwidth=draw(st.sampled_from([2e11, 1e12, 4e12])),
-        node_devices=node,
-        domain=draw(st.sampled_from([1, node])),
-        link=draw(st.sampled_from([2e10, 4e11])),
-        network=draw(st.sampled_from([3e9, 1e10, 5e10, 4e11])),
-        mesh=draw(st.booleans()),
-    )
-    return machine, draw(st.integers(1, 16 // node))
-
-
-@st.composite
-def models(draw: st.DrawFn) -> Model:
-    heads = draw(st.sampled_from([2, 4, 8]))
-    return Model(
-        layers=draw(st.integers(1, 8)),
-        width=heads * draw(st.sampled_from([32, 64, 128])),
-        heads=heads,
-        ffn=draw(st.sampled_from([256, 512, 768, 1024])),
-        context=draw(st.sampled_from([1024, 4096, 16384])),
-        vocab=draw(st.sampled_from([256, 1024])),
-        tied=draw(st.booleans()),
-    )
-
-
-WIDTHS = [1.25e8, 1.25e9, 1.25e10, 1.25e11]
-DELAYS = [0.0, 1e-5, 1e-3]
-
-
-@st.composite
-def problems(
-    draw: st.DrawFn, *, fewest: int = 1, num_sites: int | None = None, bare: bool | None = None
-) -> Problem:
-    """One to three islands at one to three sites, a small model, a few grains."""
-    count = draw(st.integers(fewest, 3))
-    sites = ("s", "t", "u")[: num_sites or draw(st.integers(1, 3))]
-    machines = [(*draw(machines_of(index)), draw(st.sampled_from(sites))) for index in range(count)]
-    links = {
-        ends: (draw(st.sampled_from(WIDTHS)), draw(st.sampled_from(DELAYS)))
-        for ends in combinations(sites, 2)
-        if draw(st.integers(0, 4))
-    }
-    if bare is None:
-        bare = draw(st.booleans())
-    return problem_from(
-        machines,
-        draw(models()),
-        links=links,
-        sites=sites,
-        flash=draw(st.booleans()),
-        grain=draw(st.integers(1, 4)),
-        grains=draw(st.integers(1, 9)),
-        every=draw(st.sampled_from(["step", "rounds"])),
-        coefficients=BARE if bare else FITTED,
-    )
 
 
 def ways_of(asked: Problem, place: Place) -> dict[int, list[tuple[float, float]]]:
@@ -428,157 +307,3 @@ def test_islands_that_differ_in_latency_alone_are_not_one() -> None:
     asked = problem_from(machines, model, links={}, only={"dp": 8, "zero": 0})
     options = search(asked).options
     assert options["i1"][0].seconds(8) > options["i0"][0].seconds(8)
-
-
-# Chains: a model cut into pipeline stages across islands.
-
-
-@st.composite
-def chained(draw: st.DrawFn, *, sizes: Sequence[float] = (2.5e9, 4e9, 8e9, 3e10)) -> Problem:
-    """Two or three islands of at most two devices, and a model of at most 12 layers."""
-    count = draw(st.integers(2, 3))
-    machines = []
-    for index in range(count):
-        machine = machine_at(
-            index,
-            peak={"bf16": draw(st.sampled_from([5e12, 1e13, 3e13]))},
-            memory=draw(st.sampled_from(sizes)),
-            memory_bandwidth=draw(st.sampled_from([2e11, 1e12])),
-            node_devices=draw(st.sampled_from([1, 1, 2])),
-            domain=1,
-        )
-        machines.append((machine, 1, draw(st.sampled_from(["s", "t"]))))
-    heads = draw(st.sampled_from([2, 4]))
-    model = Model(
-        layers=draw(st.integers(2, 12)), width=heads * 128, heads=heads, ffn=1024,
-        context=draw(st.sampled_from([512, 2048])), tied=draw(st.booleans()),
-        vocab=draw(st.sampled_from([256, 8192, 32768])),
-    )  # fmt: skip
-    width = draw(st.sampled_from(WIDTHS))
-    return problem_from(
-        machines,
-        model,
-        links={("s", "t"): (width, 1e-3)},
-        sites=("s", "t"),
-        coefficients=replace(FITTED, memory=MemoryCoefficients(flight=1.8, buffers=1.8)),
-        grain=draw(st.integers(1, 2)),
-        grains=draw(st.integers(1, 6)),
-    )
-
-
-def stage_of(asked: Problem, place: Place, layout: Layout, layers: int) -> tuple[float, MemoryUse]:
-    """Seconds of a micro-batch, and bytes with one in flight, of so many layers with the head."""
-    work = replace(place.work, shape=replace(place.work.shape, layers=layers))
-    c = asked.coefficients
-    return step_cost(work, layout, place.machine, 1, c.time).each, memory_use(
-        work, layout, 1, c.memory
-    )
-
-
-def needed(
-    asked: Problem, place: Place, layout: Layout, layers: int, flight: int, turns: int
-) -> float:
-    """Bytes of a stage of `layers` layers that holds `flight` of a lane's `turns` micro-batches."""
-    use = stage_of(asked, place, layout, layers)[1]
-    c = asked.coefficients.memory
-    ends = stage_buffers(place.work, layout, c)
-    held = min(turns, 1.0 + c.flight * (flight - 1))
-    return use.total + c.gaps * (use.activations * (held - 1.0) + ends * held)
-
-
-def slowest_of_all(asked: Problem, found: Chain, order: Sequence[Place]) -> float:
-    """The least slowest stage of all cuts, each island's stages alike, for a chain's choices."""
-    layers = asked.places[0].work.shape.layers
-    stages = [len(part.layers) for part in found.parts]
-    best = INFINITE
-    for most in product(range(1, layers + 1), repeat=len(order)):
-        seconds, room = 0.0, 0
-        for i, (place, part, n) in enumerate(zip(order, found.parts, most, strict=True)):
-            flight = min(found.microbatches, sum(stages[i:]))
-            if needed(
-                asked, place, part.layout, n, flight, found.microbatches
-            ) > USABLE * place.machine.memory * (1 + 1e-12):
-                break
-            two, one = (stage_of(asked, place, part.layout, k)[0] for k in (2, 1))
-            head = one - (two - one) if i == len(order) - 1 else 0.0
-            seconds = max(seconds, n * (two - one) + head)
-            room += n * stages[i]
-        else:
-            if room >= layers:
-                best = min(best, seconds)
-    return best
-
-
-@settings(max_examples=40)
-@given(chained())
-def test_a_chain_is_the_best_cut(asked: Problem) -> None:
-    found = best_chain(asked)
-    assume(found is not None)
-    places = {place.name: place for place in asked.places}
-    order = [places[part.name] for part in found.parts]
-    layers = asked.places[0].work.shape.layers
-    stages = [len(part.layers) for part in found.parts]
-    assert len(order) >= 2 and len(set(places) & {part.name for part in found.parts}) == len(order)
-    assert sum(sum(part.layers) for part in found.parts) == layers
-    assert min(min(part.layers) for part in found.parts) >= 1
-    for i, (place, part) in enumerate(zip(order, found.parts, strict=True)):
-        devices = part.layout.dp * part.layout.tp * stages[i]
-        assert devices <= place.devices
-        assert problem(place.work, part.layout, place.devices) is None
-        assert part.layout.dp == found.lanes
-        two, one = (stage_of(asked, place, part.layout, k)[0] for k in (2, 1))
-        assert part.stage_seconds >= max(part.layers) * (two - one) * (1 - 1e-9)
-        if part is found.parts[-1]:
-            head = one - (two - one)
-            assert part.stage_seconds >= (part.layers[-1] * (two - one) + head) * (1 - 1e-9)
-        flight = min(found.microbatches, sum(stages[i:]))
-        exact = needed(asked, place, part.layout, max(part.layers), flight, found.microbatches)
-        assert part.memory == pytest.approx(exact, rel=1e-6)
-        assert part.memory <= USABLE * place.machine.memory * (1 + 1e-9)
-    computing = max(part.stage_seconds for part in found.parts)
-    assert found.slowest >= computing * (1 - 1e-12)
-    assert computing <= slowest_of_all(asked, found, order) * (1.0 + 1e-6)
-    turns = found.microbatches + sum(stages) - 1
-    assert found.seconds >= turns * found.slowest
-
-
-@settings(max_examples=60)
-@given(chained(sizes=(1.8e9, 2.2e9)))
-def test_no_chain_is_found_only_where_none_can_be(asked: Problem) -> None:
-    """Whatever order, lanes and recompute: every cut breaks a memory."""
-    assume(best_chain(asked) is None)
-    layers = asked.places[0].work.shape.layers
-    for order in (
-        o for n in range(2, len(asked.places) + 1) for o in permutations(asked.places, n)
-    ):
-        for lanes in powers_of_two(min(asked.grains, *(place.devices for place in order))):
-            stages = [place.devices // lanes for place in order]
-            if sum(stages) > layers:
-                continue
-            room = 0
-            for i, place in enumerate(order):
-                layout = Layout(dp=lanes, zero=1, recompute="full")
-                turns = math.ceil(asked.grains / lanes) * asked.grain
-                flight = min(turns, sum(stages[i:]))
-                usable = place.machine.memory * USABLE
-                fits = [n for n in range(1, layers + 1)
-                        if needed(asked, place, layout, n, flight, turns) <= usable]  # fmt: skip
-                room += stages[i] * max(fits, default=-layers * layers)
-            assert room < layers
-
-
-def test_a_model_too_large_for_each_island_is_cut_over_both() -> None:
-    model = Model(layers=12, width=1024, heads=8, ffn=4096, context=512, vocab=256)
-    small = {"memory": 4e9, "node_devices": 1, "domain": 1}
-    machines = [
-        (machine_at(0, **small), 1, "s"),
-        (machine_at(1, **small, peak={"bf16": 2.5e13}), 1, "t"),
-    ]
-    asked = problem_from(machines, model, links={("s", "t"): (1e10, 1e-3)}, sites=("s", "t"))
-    found = search(asked)
-    assert found.best.chain is not None and not found.options
-    assert set(found.misfits) == {"i0", "i1"}
-    counts = {part.name: sum(part.layers) for part in found.best.chain.parts}
-    assert counts["i0"] > 0 and counts["i1"] > 0 and sum(counts.values()) == 12
-    with pytest.raises(DoesNotFit):  # no link: no micro-batch ever arrives
-        search(replace(asked, fleet=asked.fleet.model_copy(update={"link": []})))
