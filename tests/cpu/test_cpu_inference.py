@@ -175,7 +175,7 @@ def test_nothing_wanted_and_fewer_layers() -> None:
         CpuInference(moe, {}, num_pages=1)
 
 
-def by(decoder: Decoder, **options: Any) -> tuple[Inference, bool]:
+def by(decoder: Decoder, tell: Any = lambda _: None) -> tuple[Inference, bool]:
     return opening.open_inference(
         decoder.model,
         dict(decoder.named_parameters()),
@@ -183,10 +183,9 @@ def by(decoder: Decoder, **options: Any) -> tuple[Inference, bool]:
         num_pages=8,
         page=PAGE,
         max_rows=16,
-        threads=1,
+        threads=2,
         fast=False,
-        tell=lambda _: None,
-        **options,
+        tell=tell,
     )
 
 
@@ -214,12 +213,12 @@ sys.path.insert(0, sys.argv[1])
 import logging
 import test_cpu_inference as t
 decoder = t.lively()
-inference, exact = t.by(decoder)
+inference, exact = t.by(decoder, tell=lambda text: print(text, file=sys.stderr))
 found = inference.step([t.Piece(range(8), 0, t.prompt(1), True)])
 with t.torch.no_grad():
     right = decoder(t.torch.tensor([t.prompt(1)]))[0, -1].numpy()
 assert exact and t.np.allclose(found[0], right, rtol=0, atol=2e-4)
-print(type(inference).__name__, t.kernels._MOST)
+print(type(inference).__name__, t.kernels._MOST if "Cpu" in str(type(inference)) else "")
 """
 
 
@@ -240,12 +239,23 @@ def in_another_process(before: str, **environment: str) -> tuple[str, str]:
     return done.stdout.strip(), done.stderr
 
 
-def test_a_processor_with_fewer_registers_and_no_folder_to_keep_anything(tmp_path: Path) -> None:
+def test_a_processor_with_fewer_registers_and_no_folder_to_keep_anything() -> None:
     lesser = (
         "import llvmlite.binding as b, numba.core.caching as c\n"
         "b.get_host_cpu_features = lambda: {'avx2': True}\n"
         "c.CacheImpl._locator_classes = []"
     )
-    assert in_another_process(lesser, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="")[0] == (
-        "CpuInference 2"
-    )
+    printed, said = in_another_process(lesser, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="")
+    assert printed == "CpuInference 2" and "compiling for this processor" in said
+
+
+@pytest.mark.parametrize(
+    ("layer", "printed", "said"),
+    [
+        ("workqueue", f"CpuInference {kernels._MOST}", "no OpenMP here"),
+        ("nonsense", "DeviceInference", "numba cannot compile here"),
+    ],
+)
+def test_threads_that_meet_slowly_or_not_at_all(layer: str, printed: str, said: str) -> None:
+    found = in_another_process("", NUMBA_THREADING_LAYER=layer)
+    assert found[0] == printed and said in found[1]

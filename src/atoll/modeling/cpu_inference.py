@@ -35,6 +35,11 @@ def works() -> bool:
     return right and all(np.array_equal(_times(x[:n], tiles), alone[:n]) for n in range(1, 21))
 
 
+def waits_long() -> bool:
+    """Whether numba's threads meet by a slow way: tens of microseconds, 150 times a step."""
+    return str(numba.threading_layer()) == "workqueue"
+
+
 class CpuInference(Inference):
     """By compiled kernels, with at most ``threads`` threads; step it in the thread that made it."""
 

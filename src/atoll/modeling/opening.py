@@ -38,12 +38,14 @@ def open_inference(
         from atoll.modeling import cpu_inference, kernels
 
         if any(kernels.product.stats.cache_misses.values()):
-            tell("compiling for this processor; the next start finds it done")
+            tell("compiling for this processor; the next start is quicker if numba can keep it")
+        if threads > 1 and cpu_inference.waits_long():
+            tell("numba finds no OpenMP here (libgomp, libomp); with it steps take half the time")
         return cpu_inference.CpuInference(
             model, tensors, num_pages=num_pages, page=page, threads=threads
         ), True
     if missing:
-        _log.warning("serving at less than half the speed: %s (pip install 'atoll[cpu]')", missing)
+        _log.warning("serving at less than half the speed: %s", missing)
     # OpenMP counts for each thread by itself, and the number is part of the bits.
     torch.set_num_threads(threads)
     inference = DeviceInference(model, tensors, device=device, num_pages=num_pages, page=page)
@@ -54,9 +56,16 @@ def open_inference(
 
 
 def _why_not_compiled() -> str:
-    """What is in the way of the compiled kernels; nothing: ""."""
+    """What is in the way of the compiled kernels; nothing: "".
+
+    Whatever numba or LLVM raise on a processor or system that we have not seen: torch can serve.
+    """
     try:
         from atoll.modeling import cpu_inference
+
+        works = cpu_inference.works()
     except ImportError as error:
-        return str(error)
-    return "" if cpu_inference.works() else "the compiled kernels compute something else here"
+        return f"{error} (pip install 'atoll[cpu]')"
+    except Exception as error:
+        return f"numba cannot compile here: {' '.join(str(error).split())[:200]}"
+    return "" if works else "the compiled kernels compute something else here"
