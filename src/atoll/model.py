@@ -7,6 +7,7 @@ feed-forwards are here for planning; the decoder does not compute them yet (`not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
@@ -403,6 +404,8 @@ class Model(Noun):
 
 def _near_divisors(number: int, wanted: int) -> str:
     """The divisors of `number` next to `wanted`, below and above."""
-    below = next((n for n in range(min(wanted, number), 0, -1) if number % n == 0), 1)
-    above = next((n for n in range(wanted, number + 1) if number % n == 0), number)
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    divisors = {*small, *(number // n for n in small)}
+    below = max(n for n in divisors if n <= wanted)
+    above = min((n for n in divisors if n >= wanted), default=number)
     return str(below) if below == above else f"{below} or {above}"

@@ -180,9 +180,8 @@ class Plan(Noun):
         """The plan in a JSON file. InputError for whatever is wrong, the recipe inside too."""
         try:
             data = json.loads(strict.read_text(path))
-        except json.JSONDecodeError as error:
-            message = f"is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-            raise InputError(message, file=path) from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"is not JSON: {error}", file=path) from None
         if not isinstance(data, dict):
             raise InputError("is no plan: it must hold one JSON object", file=path)
         return cls.from_dict(data, file=path)

@@ -169,8 +169,8 @@ class RunFolder:
             raise InputError("is no run folder: it has no run.json", file=path, fix=fix)
         try:
             data = json.loads(strict.read_text(file))
-        except json.JSONDecodeError as error:
-            raise InputError(f"is not JSON: {error.msg} (line {error.lineno})", file=file) from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"is not JSON: {error}", file=file) from None
         if not isinstance(data, dict):
             raise InputError("must hold one JSON object", file=file)
         record = strict.validate(RunRecord, strict.take_schema(data, file=file), file=file)

@@ -136,6 +136,23 @@ def test_what_is_there_already_is_not_overwritten(run, tmp_path):
         import_model(tmp_path / "out", tmp_path / "file")
 
 
+def test_the_folder_where_one_stands_can_be_filled(run, tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert main(["export", str(run), "--to", "."]) == 0
+    assert open_model(folder).model.layers == 2
+
+
+def test_a_place_that_cannot_be_is_wrong_input(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    for place in ("file/under", "a" * 300):
+        assert main(["export", str(run), "--to", str(tmp_path / place)]) == 2
+        assert "bug" not in capsys.readouterr().err
+    assert main(["sample", "a" * 5000]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_an_export_of_a_model_folder_points_to_import(run, tmp_path):
     export_run(run, tmp_path / "out", report=no_report)
     with pytest.raises(InputError, match="atoll import"):

@@ -155,6 +155,30 @@ def test_other_files_and_cut_ones_are_refused(tmp_path: Path) -> None:
             raise AssertionError(name)
 
 
+def test_damaged_metadata_is_named_with_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write_gguf(path, filled(small_model()))
+    data = path.read_bytes()
+
+    def with_value(key: bytes, value: bytes, *, after: int) -> bytes:
+        at = data.index(key) + len(key) + after
+        return data[:at] + value + data[at + len(value) :]
+
+    most = (2**31 - 1).to_bytes(4, "little")
+    for key in (b"block_count", b"context_length", b"attention.head_count", b"embedding_length"):
+        for value in (most, bytes(4)):
+            path.write_bytes(with_value(b"llama." + key, value, after=4))  # after the value's type
+            with pytest.raises(InputError, match=r"x\.gguf"):
+                open_model(path)
+    # The first token's text follows its type, the array's element type, length and its own length.
+    path.write_bytes(with_value(b"tokenizer.ggml.tokens", b"\xff", after=4 + 4 + 8 + 8))
+    with pytest.raises(InputError, match=r"x\.gguf: tokenizer\.ggml\.tokens: cannot be read"):
+        open_model(path)
+    path.write_bytes(data.replace(b"tokenizer.ggml.merges", b"tokenizer.ggml.mergez"))
+    with pytest.raises(InputError, match="broken tokenizer"):
+        open_model(path)
+
+
 def test_without_the_package_the_pip_line_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,51 @@ def test_damaged_and_incomplete_folders_are_refused(folder: Path, tmp_path: Path
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(InputError, match="model folder"):
             open_model(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("config.json", {"architectures": 5}),
+        ("config.json", {"rope_parameters": "default"}),
+        ("config.json", {"hidden_size": True}),
+        ("config.json", {"rms_norm_eps": "small"}),
+        ("config.json", {"tie_word_embeddings": "yes"}),
+        ("config.json", {"num_hidden_layers": 10**12}),
+        ("config.json", {"max_position_embeddings": 10**12}),
+        ("generation_config.json", {"eos_token_id": "</s>"}),
+        ("generation_config.json", {"eos_token_id": [None]}),
+        ("model.safetensors.index.json", {"weight_map": []}),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_file_and_key(
+    folder: Path, name: str, changes: dict[str, Any]
+) -> None:
+    path = folder / name
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**before, **changes}), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        open_model(folder)
+    assert caught.value.file == str(path)
+    assert caught.value.key == next(iter(changes))
+
+
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim"]
+)
+def test_sizes_beyond_the_weights_are_refused_before_memory_is_taken(
+    folder: Path, key: str
+) -> None:
+    change(folder / "config.json", **{key: 10**10})
+    with pytest.raises(InputError, match="the configuration implies"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "chat_template.jinja"])
+def test_files_that_no_reader_can_read_are_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"\x80" if name.endswith("jinja") else b"[" * 100_000)
+    with pytest.raises(InputError, match=re.escape(name)):
+        open_model(folder)
 
 
 def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:

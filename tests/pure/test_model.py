@@ -305,3 +305,10 @@ def test_expanded_holds_derived_values() -> None:
 def test_a_model_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         model().layers = 3  # type: ignore[misc]  # the point of the test
+
+
+def test_a_wrong_number_of_heads_is_told_at_once_at_any_size() -> None:
+    shape = {"layers": 1, "width": 2**40, "heads": 2**39 + 1, "ffn": 2, "context": 2, "vocab": 2}
+    with pytest.raises(InputError, match="does not divide") as caught:
+        strict.validate(Model, shape)
+    assert caught.value.fix == f"heads that fit: {2**39} or {2**40}; or set head_dim"

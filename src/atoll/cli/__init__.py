@@ -20,7 +20,8 @@ from atoll.errors import AtollError
 
 __all__ = ["main"]
 
-# What the system may refuse without a fault of ours.
+# What the system may refuse without a fault of ours, and of these what a wrong path brings about.
+_WRONG_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP}
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
@@ -44,8 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _REFUSALS:
+        if isinstance(error, OSError) and error.errno in _REFUSALS | _WRONG_PATHS:
             _tell(f"{error.strerror}: {error.filename or 'while writing'}")
+            return 2 if error.errno in _WRONG_PATHS else 1
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            _tell("out of memory: this needs more than the machine has free")
             return 1
         place = _write_traceback(arguments)
         _tell(

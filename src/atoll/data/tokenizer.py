@@ -150,10 +150,15 @@ def tokenizer_from_gguf(path: Path) -> Tokenizer:
             f'holds a tokenizer of model "{kind}"; only byte-level BPE ("gpt2") is supported',
             file=path,
         )
-    tokens = fields("tokenizer.ggml.tokens")
-    merges = [tuple(line.split(" ", 1)) for line in fields("tokenizer.ggml.merges")]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=False))
+    try:
+        tokens = fields("tokenizer.ggml.tokens")
+        vocab = {token: index for index, token in enumerate(tokens)}
+        merges = [tuple(line.split(" ", 1)) for line in fields("tokenizer.ggml.merges")]
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=False))
+    except InputError:
+        raise
+    except Exception as error:  # the library has no narrower class
+        raise InputError(f"holds a broken tokenizer: {error}", file=path) from error
     tokenizer.pre_tokenizer = _splitter(str(fields("tokenizer.ggml.pre") or "gpt-2"), path)
     tokenizer.decoder = decoders.ByteLevel()
     types = fields("tokenizer.ggml.token_type") or []
@@ -186,7 +191,10 @@ def _gguf_fields(path: Path) -> Any:
 
     def value(key: str) -> Any:
         field = reader.get_field(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except (ValueError, IndexError) as error:  # text that is no UTF-8 among them
+            raise InputError(f"cannot be read: {error}", file=path, key=key) from None
 
     return value
 

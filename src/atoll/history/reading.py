@@ -127,7 +127,7 @@ class Reader:
         try:
             data = (self.folder.checkpoints_path / "best.json").read_bytes()
             return {int(step): float(loss) for step, loss in json.loads(data)["losses"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
 

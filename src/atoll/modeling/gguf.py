@@ -17,7 +17,14 @@ from torch import Tensor
 
 from atoll.errors import InputError
 from atoll.model import Model
-from atoll.modeling.loaded import Loaded, TensorsOnDisk, check_names, check_shape
+from atoll.modeling.loaded import (
+    Loaded,
+    TensorsOnDisk,
+    check_context,
+    check_layers,
+    check_names,
+    check_shape,
+)
 from atoll.strict import validate
 
 ARCHITECTURES = ("llama", "qwen3")
@@ -57,7 +64,7 @@ def read(path: Path) -> Loaded:
     from atoll.data.tokenizer import tokenizer_from_gguf
 
     reader = _open(path)
-    value = _values(reader)
+    value = _values(reader, path)
     architecture = value("general.architecture")
     if architecture not in ARCHITECTURES:
         raise InputError(
@@ -69,17 +76,22 @@ def read(path: Path) -> Loaded:
         )
     stored = {tensor.name: tensor for tensor in reader.tensors}
     model = _model_of(value, architecture, stored, path)
-    names = {file_name_of(name) for name in model.tensors()}
-    check_names(set(stored), names, ignored=lambda _: False, source=path)
+    check_layers(model, len(stored), file=path, key=f"{architecture}.block_count")
+    check_context(model, file=path, key=f"{architecture}.context_length")
+    shapes = model.tensors()
+    names = {file_name_of(name): name for name in shapes}
+    check_names(set(stored), set(names), ignored=lambda _: False, source=path)
+    # Before memory is taken: sizes that do not fit the weights may be of any size.
+    for file_name, name in names.items():
+        found = tuple(int(size) for size in reversed(stored[file_name].shape))
+        check_shape(file_name, found, shapes[name], path)
     scratch = tempfile.TemporaryDirectory(prefix="atoll-gguf-")
     tokenizer_json = Path(scratch.name) / "tokenizer.json"
     tokenizer_from_gguf(path).save(str(tokenizer_json))
     stop = value("tokenizer.ggml.eos_token_id")
-    shapes = model.tensors()
 
     def read_tensor(name: str) -> Tensor:
         values = _dequantised(stored[file_name_of(name)], path)
-        check_shape(name, tuple(values.shape), shapes[name], path)
         return _halves(values, name, model) if architecture == "llama" else values
 
     return Loaded(
@@ -122,12 +134,15 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _values(reader: Any) -> Callable[[str], Any]:
+def _values(reader: Any, path: Path) -> Callable[[str], Any]:
     """A function from a metadata key to its value, None where the file lacks the key."""
 
     def value(key: str) -> Any:
         field = reader.get_field(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except (ValueError, IndexError) as error:  # text that is no UTF-8 among them
+            raise InputError(f"cannot be read: {error}", file=path, key=key) from None
 
     return value
 
@@ -135,11 +150,17 @@ def _values(reader: Any) -> Callable[[str], Any]:
 def _model_of(
     value: Callable[[str], Any], architecture: str, stored: dict[str, Any], path: Path
 ) -> Model:
-    def need(key: str) -> Any:
-        found = value(f"{architecture}.{key}")
+    def number(key: str, otherwise: float | None = None) -> float:
+        key = f"{architecture}.{key}"
+        found = otherwise if (held := value(key)) is None else held
         if found is None:
-            raise InputError("the file lacks this key", file=path, key=f"{architecture}.{key}")
+            raise InputError("the file lacks this key", file=path, key=key)
+        if not isinstance(found, int | float) or found <= 0:
+            raise InputError("must be a positive number", file=path, key=key, value=found)
         return found
+
+    def whole(key: str, otherwise: float | None = None) -> int:
+        return int(number(key, otherwise))
 
     scaling = value(f"{architecture}.rope.scaling.type")
     if scaling not in (None, "none"):
@@ -150,9 +171,9 @@ def _model_of(
             value=scaling,
             fix='Supported: "none".',
         )
-    width, heads = int(need("embedding_length")), int(need("attention.head_count"))
-    head_dim = int(value(f"{architecture}.attention.key_length") or width // heads)
-    turned = int(value(f"{architecture}.rope.dimension_count") or head_dim)
+    width, heads = whole("embedding_length"), whole("attention.head_count")
+    head_dim = whole("attention.key_length", width // heads)
+    turned = whole("rope.dimension_count", head_dim)
     if turned != head_dim:
         raise InputError(
             "our decoder rotates whole heads",
@@ -165,19 +186,19 @@ def _model_of(
     if embedding is None:
         raise InputError("holds no token embedding", file=path)
     shapes = {
-        "layers": int(need("block_count")),
+        "layers": whole("block_count"),
         "width": width,
         "heads": heads,
-        "kv_heads": int(value(f"{architecture}.attention.head_count_kv") or heads),
+        "kv_heads": whole("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "ffn": int(need("feed_forward_length")),
-        "context": int(need("context_length")),
+        "ffn": whole("feed_forward_length"),
+        "context": whole("context_length"),
         "vocab": int(embedding.shape[-1]),
         "tied": file_name_of("head.weight") not in stored,
         "qk_norm": architecture == "qwen3",
         # Stored in fp32: the nearest number of six digits is what was meant.
-        "norm_eps": float(f"{need('attention.layer_norm_rms_epsilon'):.6g}"),
-        "rope_base": float(value(f"{architecture}.rope.freq_base") or 10000.0),
+        "norm_eps": float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),
+        "rope_base": float(number("rope.freq_base", 10000.0)),
     }
     return validate(Model, shapes, file=path)
 

@@ -19,8 +19,15 @@ from torch import Tensor
 
 from atoll.errors import InputError
 from atoll.model import Model
-from atoll.modeling.loaded import Loaded, TensorsOnDisk, check_names, check_shape
-from atoll.strict import validate
+from atoll.modeling.loaded import (
+    Loaded,
+    TensorsOnDisk,
+    check_context,
+    check_layers,
+    check_names,
+    check_shape,
+)
+from atoll.strict import read_text, validate
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM")
 """What ``read_folder`` accepts."""
@@ -43,6 +50,20 @@ _BLOCK_NAMES = {
     "ffn.down": "mlp.down_proj",
 }
 _TOP_NAMES = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+
+# What config.json calls the shapes of a Model.
+_KEYS = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "ffn": "intermediate_size",
+    "context": "max_position_embeddings",
+    "vocab": "vocab_size",
+    "tied": "tie_word_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "rope_base": "rope_theta",
+}
 
 # Keys whose other values change what the model computes, and the values that our decoder computes.
 _ONLY: dict[str, tuple[object, ...]] = {
@@ -144,6 +165,7 @@ def read_folder(folder: Path) -> Loaded:
     config = _read_json(config_path)
     model = model_of(config, config_path)
     places = _places(folder)
+    check_layers(model, len(places), file=config_path, key=_KEYS["layers"])
     names = {file_name_of(name): name for name in model.tensors()}
     tied_head = {file_name_of("head.weight")} if model.tied else set()
     check_names(
@@ -163,20 +185,22 @@ def read_folder(folder: Path) -> Loaded:
     generation = _read_json(folder / "generation_config.json", missing_ok=True)
     template = folder / "chat_template.jinja"
     shapes = model.tensors()
+    # Before memory is taken: sizes that do not fit the weights may be of any size.
+    for name, found in _shapes({file_name: places[file_name] for file_name in names}).items():
+        check_shape(name, found, shapes[names[name]], places[name])
 
     def read(name: str) -> Tensor:
         file_name = file_name_of(name)
-        values = _read_tensor(places[file_name], file_name)
-        check_shape(file_name, tuple(values.shape), shapes[name], places[file_name])
-        return values.to(torch.float32)
+        return _read_tensor(places[file_name], file_name).to(torch.float32)
 
     return Loaded(
         source=folder,
         model=model,
         tensors=TensorsOnDisk(list(shapes), read),
         tokenizer_json=tokenizer_json,
-        stop_ids=_stop_ids(generation) or _stop_ids(config),
-        chat_template=template.read_text(encoding="utf-8")
+        stop_ids=_stop_ids(generation, folder / "generation_config.json")
+        or _stop_ids(config, config_path),
+        chat_template=read_text(template)
         if template.is_file()
         else _only_string(settings.get("chat_template")),
         template_tokens=_template_tokens(settings),
@@ -185,7 +209,8 @@ def read_folder(folder: Path) -> Loaded:
 
 def model_of(config: Mapping[str, Any], file: Path) -> Model:
     """The Model of a config.json. InputError names the key that means something else to us."""
-    architecture = (config.get("architectures") or [None])[0]
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else named
     if architecture not in ARCHITECTURES:
         raise InputError(
             "this architecture is not supported",
@@ -198,7 +223,10 @@ def model_of(config: Mapping[str, Any], file: Path) -> Model:
     for key, allowed in sliding.items():
         if key in config and config[key] not in allowed:
             _refuse(file, key, config[key], allowed)
-    rope = config.get("rope_parameters") or {}
+    rope = config.get("rope_parameters")
+    rope = {} if rope is None else rope
+    if not isinstance(rope, dict):
+        raise InputError("must be an object", file=file, key="rope_parameters", value=rope)
     if rope.get("rope_type", "default") != "default":
         _refuse(file, "rope_parameters.rope_type", rope["rope_type"], ("default",))
     heads = _number(config, "num_attention_heads", file)
@@ -212,12 +240,18 @@ def model_of(config: Mapping[str, Any], file: Path) -> Model:
         "ffn": _number(config, "intermediate_size", file),
         "context": _number(config, "max_position_embeddings", file),
         "vocab": _number(config, "vocab_size", file),
-        "tied": bool(config.get("tie_word_embeddings", False)),
+        "tied": config.get("tie_word_embeddings") or False,
         "qk_norm": architecture == "Qwen3ForCausalLM",
         "norm_eps": config.get("rms_norm_eps", 1e-6),
         "rope_base": base,
     }
-    return validate(Model, shapes, file=file)
+    try:
+        model = validate(Model, shapes, file=file)
+    except InputError as error:
+        error.key = _KEYS.get(error.key or "", error.key)
+        raise
+    check_context(model, file=file, key=_KEYS["context"])
+    return model
 
 
 def _refuse(file: Path, key: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -228,7 +262,7 @@ def _refuse(file: Path, key: str, value: object, allowed: tuple[object, ...]) ->
 
 def _number(config: Mapping[str, Any], key: str, file: Path) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError("must be a positive whole number", file=file, key=key, value=value)
     return value
 
@@ -239,7 +273,10 @@ def _places(folder: Path) -> dict[str, Path]:
 
     index = folder / _INDEX
     if index.is_file():
-        table = _read_json(index).get("weight_map", {})
+        table = _read_json(index).get("weight_map")
+        if not isinstance(table, dict):
+            message = "must be an object: tensor name to file name"
+            raise InputError(message, file=index, key="weight_map", value=table)
         places = {str(name): folder / str(file) for name, file in table.items()}
         missing = sorted({path for path in places.values() if not path.is_file()})
         if missing:
@@ -256,6 +293,21 @@ def _places(folder: Path) -> dict[str, Path]:
             return dict.fromkeys(file.keys(), single)
     except (SafetensorError, OSError) as error:
         raise InputError(f"is not a readable safetensors file: {error}", file=single) from error
+
+
+def _shapes(places: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors as the headers of their files say."""
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
+    for path in sorted(set(places.values())):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in (name for name, place in places.items() if place == path):
+                    found[name] = tuple(file.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"is not a readable safetensors file: {error}", file=path) from error
+    return found
 
 
 def _read_tensor(path: Path, name: str) -> Tensor:
@@ -313,18 +365,20 @@ def _read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
         raise InputError("no such file", file=path, fix="A model folder has a config.json.")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"is not JSON: {error}", file=path) from error
     if not isinstance(data, dict):
         raise InputError("must hold a JSON object", file=path)
     return data
 
 
-def _stop_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
+def _stop_ids(config: Mapping[str, Any], file: Path) -> tuple[int, ...]:
     value = config.get("eos_token_id")
-    if value is None:
-        return ()
-    return tuple(int(item) for item in value) if isinstance(value, list) else (int(value),)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
+        message = "must be a whole number or a list of them"
+        raise InputError(message, file=file, key="eos_token_id", value=value)
+    return tuple(ids)
 
 
 def _template_tokens(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from atoll.errors import InputError
 from atoll.model import Model
+from atoll.modeling import rotary
 from atoll.modeling.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -83,6 +84,25 @@ def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...], sour
             f"the tensor {name} has shape {list(found)}, the configuration implies {list(wanted)}",
             file=source,
             fix="The weights and the configuration are not of the same model.",
+        )
+
+
+def check_layers(model: Model, num_tensors: int, *, file: Path, key: str) -> None:
+    """InputError if there are more layers than tensors, before a table of them all is made."""
+    if model.layers > num_tensors:
+        message = f"the weights are {num_tensors} tensors: too few for so many layers"
+        raise InputError(message, file=file, key=key, value=model.layers)
+
+
+def check_context(model: Model, *, file: Path, key: str) -> None:
+    """InputError for more positions than the rotary tables are exact for."""
+    if model.context > rotary.MAX_POSITIONS:
+        raise InputError(
+            "is more positions than our rotary tables are exact for",
+            file=file,
+            key=key,
+            value=model.context,
+            fix=f"Supported: up to {rotary.MAX_POSITIONS}; write less in a copy of the file.",
         )
 
 

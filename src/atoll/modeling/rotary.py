@@ -21,6 +21,9 @@ _HALF_PI = (
     float.fromhex("0x1.0b4611a6p-34"),
     float.fromhex("0x1.3198a2e037073p-69"),
 )
+MAX_POSITIONS = 1 << 20
+"""The most positions that a table may have: the range reduction's bound."""
+
 _TWO_OVER_PI = float.fromhex("0x1.45f306dc9c883p-1")
 
 
@@ -44,9 +47,9 @@ def table(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """(cosine, sine), each [num_positions, head_dim/2] fp32, good to half an ulp and a little.
 
-    Positions below 2^20 (the range reduction's bound).
+    Takes at most MAX_POSITIONS.
     """
-    assert num_positions <= 1 << 20
+    assert num_positions <= MAX_POSITIONS
     positions = np.arange(num_positions, dtype=np.float32)
     angles = np.multiply.outer(positions, inverse_frequencies(head_dim, base))
     return _cos_sin(angles.astype(np.float64))

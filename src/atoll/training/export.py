@@ -178,9 +178,14 @@ def _write(loaded: Loaded, to: Path, *, source: Path, step: int | None) -> Writt
 @contextmanager
 def _arriving(to: Path) -> Iterator[Path]:
     """A folder to fill that becomes `to` when all went well, and is removed when not."""
+    to = to.absolute()  # "." has no name
     partial = to.with_name(f"{to.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        message = f"cannot be made: {error.strerror}"
+        raise InputError(message, file=to, fix="name another one with --to") from None
     try:
         yield partial
         if to.exists():
