@@ -41,10 +41,10 @@ def turns(messages: Sequence[Message]) -> list[Message]:
     """
     said: list[Message] = []
     for one in messages:
-        if said and said[-1]["role"] == one["role"]:
-            before = said.pop()["content"]
-            one = {"role": one["role"], "content": f"{before}\n\n{one['content']}"}
-        said.append(one)
+        role, text = one["role"], one["content"]
+        if said and said[-1]["role"] == role:
+            text = f"{said.pop()['content']}\n\n{text}"
+        said.append({"role": role, "content": text})
     return said
 
 
