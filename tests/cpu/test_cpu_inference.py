@@ -222,8 +222,11 @@ print(type(inference).__name__, t.kernels._MOST if "Cpu" in str(type(inference))
 """
 
 
+JUNK_IN_FREED_MEMORY = "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0"
+
+
 def in_another_process(before: str, **environment: str) -> tuple[str, str]:
-    """What it printed, and what it said."""
+    """What it printed, and what it said. What it reads of freed memory is wrong on purpose."""
     done = subprocess.run(
         [
             sys.executable,
@@ -231,7 +234,7 @@ def in_another_process(before: str, **environment: str) -> tuple[str, str]:
             IN_ANOTHER_PROCESS.format(before=before),
             str(Path(__file__).parent),
         ],
-        env={**os.environ, **environment},
+        env={**os.environ, "GLIBC_TUNABLES": JUNK_IN_FREED_MEMORY, **environment},
         capture_output=True,
         text=True,
     )

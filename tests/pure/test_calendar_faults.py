@@ -99,3 +99,25 @@ def test_the_first_question_has_no_day_to_be_done_by(capsys, tmp_path) -> None:
     flags = ["--from", "2024-07-01", "--by", "2024-08-01"]
     told = refused(capsys, tmp_path, "--what", fleet, *flags)
     assert "--by" in told and "does not go with --what" in told
+
+
+OF_A_PLAN = [["--save", "p.json"], ["--report", "p.html"], ["--emit", "slurm", "--to", "x"],
+             ["--set", "seed=2"], ["--days", "inf"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", OF_A_PLAN)
+def test_the_first_question_makes_no_plan(capsys, tmp_path, flags) -> None:
+    _, fleet = files(tmp_path, TEXT)
+    told = refused(capsys, tmp_path, "--what", fleet, *flags)
+    assert flags[0] in told
+
+
+def test_a_file_is_not_written_over_another_of_the_question(capsys, tmp_path) -> None:
+    recipe, fleet = files(tmp_path, TEXT)
+    page = str(tmp_path / "p")
+    for flags, why in (
+        (["--save", recipe], "is the recipe"),
+        (["--report", fleet], "is the fleet"),
+        (["--save", page, "--report", page], "is the file of --save too"),
+    ):
+        assert why in refused(capsys, tmp_path, recipe, fleet, *flags)

@@ -17,9 +17,10 @@ from atoll.errors import InputError
 from atoll.fleet import Fleet
 from atoll.planning import whatif
 from atoll.planning.calendar import WHICH, stock_of
-from atoll.planning.scenario.change import alike, changed
+from atoll.planning.scenario.change import changed
 from atoll.planning.scenario.file import ScenarioFile, Side, load
 from atoll.planning.scenario.study import study
+from atoll.planning.whatif import alike
 
 
 @pytest.fixture(scope="module")

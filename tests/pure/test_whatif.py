@@ -11,8 +11,10 @@ from tests.pure.test_calendar import change, files, fleet, island, over_time, re
 from atoll.cli import main
 from atoll.errors import InputError
 from atoll.fleet import Fleet
+from atoll.planning.calendar import calendar_of, first_plan
 from atoll.planning.planner import Asked
 from atoll.planning.whatif import changed, compare, shown
+from atoll.recipe import Recipe
 
 START = date(2024, 7, 1)
 
@@ -57,6 +59,11 @@ CASES = [
     ("late b by 10 d", "2024-07-20", {"a": 32}),
     ("late b by 10 d", "2024-07-21", {"a": 40, "b": 32}),
     ("+8 rtx-4090 at home from 2024-07-05", "2024-07-05", {"a": 32, "rtx-4090-1": 8}),
+    # Late by a part of a day: a change holds from 0:00, so there on the next one.
+    ("late b by 36 h", "2024-07-12", {"a": 32}),
+    ("late b by 36 h", "2024-07-13", {"a": 32, "b": 32}),
+    # 8 that were to be withdrawn before they come, late as they are, never come.
+    ("-16 a from 2024-07-05; late a by 30 d", "2024-08-20", {"b": 32}),
     ("late b by 10 d; +16 a from 2024-07-05", "2024-07-12", {"a": 48}),
 ]
 
@@ -129,7 +136,7 @@ def test_more_chips_come_sooner_and_fewer_later(recipe) -> None:  # noqa: F811
     stock = fleet(delivery=[change("2024-07-11", 0, 16, 16)])
     base = over_time(recipe, stock)
     whats = ["+32 a from 2024-07-05", "late a by 7 d", "no more a", "-32 a; no more a"]
-    found = compare(whats, recipe, stock, Asked(day=START), base)
+    base, found = compare(whats, recipe, stock, Asked(day=START), base)
     more, late, none, gone = (one.days(base)["mid"] for one in found)
     assert more is not None and late is not None and none is not None
     assert more < 0 < late < none and gone is None
@@ -158,3 +165,75 @@ def test_the_object_of_questions(capsys, tmp_path) -> None:
     assert "What if" in page.read_text() and "+16 a from 2024-07-05" in page.read_text()
     assert main(["plan", *files(tmp_path), *flags, "--what-if", "+16 c"]) == 2
     assert "known islands and chips: a, h20" in capsys.readouterr().err
+
+
+LESS = (
+    *("late a by 10 d", "late a by 36 h", "-7 a from 2024-07-10", "no more a from 2024-07-20"),
+    *("without a from 2024-07-20", "29 % of a", "late a by 20 d; 70 % of a"),
+)
+
+
+@st.composite
+def changing(draw: st.DrawFn) -> Fleet:
+    """An island of nodes of one chip, with deliveries and withdrawals, some of them uncertain."""
+
+    def some(most: int) -> list[dict[str, object]]:
+        days = draw(st.lists(st.integers(1, 30), max_size=most))
+        counts = [sorted(draw(st.tuples(*[st.integers(0, 40)] * 3))) for _ in days]
+        likely = [
+            draw(st.sampled_from([{}, {"probability": 0.3}, {"probability": 0.7}])) for _ in days
+        ]
+        return [
+            {**change(f"2024-07-{day:02}", *count), **part}
+            for day, count, part in zip(days, counts, likely, strict=True)
+        ]
+
+    number = draw(st.integers(1, 40))
+    return fleet(
+        island=[{**island("a", number), "chips_per_node": 1}],
+        delivery=some(4), withdrawal=some(3),
+    )  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(changing(), st.sampled_from(LESS))
+def test_less_is_less_on_every_day_and_course(stock, what) -> None:
+    days = [START, date(2024, 8, 30)]
+    try:
+        days += stock.change_days(START)
+        other = changed(stock, what, start=START)
+    except InputError as fault:
+        assert "leaves no chips" in str(fault) or "more chips than" in str(fault)
+        return
+    for day in (*days, *other.change_days(START)):
+        for which in ("low", "mid", "high"):
+            there = chips(other, day.isoformat(), which).get("a", 0)
+            assert there <= chips(stock, day.isoformat(), which).get("a", 0)
+
+
+def test_a_part_is_exact() -> None:
+    """29 % of 100 nodes are 29 nodes; 0.29 * 100 is 28.999999999999996."""
+    stock = fleet(island=[{**island("a", 100), "chips_per_node": 1}])
+    for part in range(1, 101):
+        assert chips(changed(stock, f"{part} % of a", start=START), "2024-07-01") == {"a": part}
+
+
+def test_fewer_chips_are_never_sooner_whichever_fleet_a_plan_was_found_for() -> None:
+    """The planner finds a faster plan for some smaller stocks: all fleets then have it."""
+    run = Recipe.load("examples/recipes/dense-30b.toml")
+    sites = [{"name": "home"}, {"name": "johor"}]
+    islands = [
+        {**island("a", 89, "ascend-910b2"), "site": "home", "chips_per_node": 8},
+        {**island("b", 34), "site": "johor", "chips_per_node": 8},
+    ]
+    link = {"between": ["home", "johor"], "bandwidth": "400 Gb/s", "latency": "60 ms"}
+    for one in islands:
+        one["network"] = {"bandwidth": "200 Gb/s"}
+    coming = [change("2024-07-29", 512, 512, 512)]
+    stock = Fleet.from_dict({"site": sites, "island": islands, "link": [link], "delivery": coming})
+    asked = Asked(day=START)
+    alone = calendar_of(first_plan(run, stock, asked), stock, asked)
+    base, found = compare(["-40 a", "late a by 3 d"], run, stock, asked, alone)
+    ends = [one.days(base) for one in found]
+    assert all(late is not None and late >= 0 for each in ends for late in each.values())
+    assert min(one.days(alone)["low"] or 0.0 for one in found) < -0.1  # by its own plans alone

@@ -119,6 +119,11 @@ def find(recipe: Recipe, fleet: Fleet, asked: Asked, wanted: Wanted) -> tuple[An
     from atoll.planning.draws import draw
     from atoll.planning.whatif import changed, compare
 
+    def drawn(found: Calendar) -> Calendar:
+        if not wanted.draws:
+            return found
+        return replace(found, draws=draw(found, number=wanted.draws, seed=wanted.seed))
+
     for what in wanted.what_if:
         changed(fleet, what, start=asked.day)  # refused before anything is planned
     with _progress("planning the fleet of every period ...") as report:
@@ -127,12 +132,10 @@ def find(recipe: Recipe, fleet: Fleet, asked: Asked, wanted: Wanted) -> tuple[An
             deadline = largest(recipe, fleet, asked, by=wanted.by, report=report)
             run = deadline.mid.recipe
         answer = first_plan(run, fleet, asked)
-        found = calendar_of(answer, fleet, asked)
-        if wanted.draws:
-            found = replace(found, draws=draw(found, number=wanted.draws, seed=wanted.seed))
-        others = compare(
-            wanted.what_if, run, fleet, asked, found, by=wanted.by, family=recipe, report=report
-        )
+        found, others = compare(
+            wanted.what_if, run, fleet, asked, calendar_of(answer, fleet, asked), by=wanted.by,
+            family=recipe, drawn=drawn, report=report,
+        )  # fmt: skip
     by_hours = replace(asked, day=answer.day)
     shared = share(run, fleet, by_hours) if fleet.shares_hours else None
     return answer, Times(calendar=found, deadline=deadline, what_if=others, sharing=shared)

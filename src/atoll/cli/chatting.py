@@ -6,6 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,9 @@ _HELP = """/reset        forget what was said
 /save FILE    write the chat to a new file, as JSON
 /quit         leave
 A message that begins with a slash is written with two. Ctrl-C stops an answer, twice leaves."""
+
+_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+"""What a terminal obeys instead of showing it: no answer may move the cursor or name the window."""
 
 
 ModelHereOrThere = Annotated[
@@ -87,6 +91,15 @@ def chat(
     """
     from atoll.serving.speakers import Manner, There
 
+    if not _is_text(system):
+        raise InputError("is not UTF-8", key="--system")
+    if url is None and api_key_file is not None:
+        raise InputError(
+            "is for a server, and none is named", key="--api-key-file", fix="--url URL"
+        )
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, TextIOWrapper):  # one bad byte, or a narrow locale, ends no chat
+            stream.reconfigure(errors=errors)
     manner = Manner(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     if url is not None:
         key = None if api_key_file is None else read_key(api_key_file)
@@ -135,9 +148,10 @@ class Talk:
         from rich.console import Console
 
         self._speaker, self._manner, self.model = speaker, manner, speaker.model
-        self.by_hand = sys.stdin.isatty() and sys.stdout.isatty() and not quiet
+        ends = (sys.stdin, sys.stdout)  # None where a shell closed one
+        self.by_hand = not quiet and all(end is not None and end.isatty() for end in ends)
         self._quiet = quiet
-        self._console: Console = Console(highlight=False, markup=False, soft_wrap=True)
+        self._console: Console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.messages: list[dict[str, str]] = []
         self.num_failed = 0
         self._set_system(system)
@@ -166,7 +180,7 @@ class Talk:
     def _read(self) -> str | None:
         """The next line, None at the end."""
         if not self.by_hand:
-            return sys.stdin.readline() or None
+            return (sys.stdin and sys.stdin.readline()) or None
         with suppress(ImportError):
             import readline  # noqa: F401 so that lines can be edited and called back
         try:
@@ -176,6 +190,9 @@ class Talk:
 
     def _take(self, line: str) -> bool:
         """Do what a line says; False if it says to leave."""
+        if not _is_text(line):
+            self._fail("this line is not UTF-8 and was left out")
+            return True
         if line.startswith("//"):
             line = line[1:]
         elif line.startswith("/"):
@@ -203,27 +220,33 @@ class Talk:
         pieces: list[str] = []
 
         def out(piece: str) -> None:
-            pieces.append(piece)
+            if piece:
+                pieces.append(piece)
             if self.by_hand:
-                self._console.print(piece, end="")
+                print(piece.translate(_CONTROLS), end="", flush=True)
 
         try:
             whole = self._speaker.answer(self.messages, self._manner, out)
         except AtollError as error:
             self.messages.pop()
+            if self.by_hand and pieces:
+                print()
             self._fail(str(error))
             return
         except KeyboardInterrupt:
-            self._keep("".join(pieces))
+            if pieces:
+                self._keep("".join(pieces))
+            else:  # an empty answer would teach the model to give more of them
+                self.messages.pop()
             raise
         answer = "".join(pieces)
         self._keep(answer)
         if self.by_hand:
-            self._console.print()
+            print()
             if not whole:
                 self._dim(f"[cut off after {self._manner.max_tokens} tokens: --max-tokens]")
         elif not self._quiet:
-            print(" ".join(answer.split()), flush=True)
+            print(" ".join(answer.split()).translate(_CONTROLS), flush=True)
 
     def _keep(self, answer: str) -> None:
         self.messages.append({"role": "assistant", "content": answer})
@@ -240,20 +263,30 @@ class Talk:
         try:
             with Path(name).expanduser().open("x", encoding="utf-8") as file:
                 json_module.dump(content, file, ensure_ascii=False, indent=2)
-        except OSError as error:
-            self._fail(f"cannot write {name or 'a file without a name'}: {error.strerror}")
+        except (OSError, RuntimeError, ValueError) as error:  # the latter two: ~nobody, a NUL
+            reason = getattr(error, "strerror", None) or error
+            self._fail(f"cannot write {name or 'a file without a name'}: {reason}")
             return
         self._dim(f"written to {name}")
 
     def _fail(self, text: str) -> None:
         self.num_failed += 1
-        note(f"atoll: {text}")
+        note(f"atoll: {text}".translate(_CONTROLS))
 
     def _dim(self, text: str) -> None:
         if self.by_hand:
             self._console.print(text, style="dim")
         elif not self._quiet:
             note(text)
+
+
+def _is_text(line: str) -> bool:
+    """Whether it came in as UTF-8; Python keeps other bytes as what cannot be written again."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 COMMANDS = (chat,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,10 @@ What = Annotated[
         show_default=False,
     ),
 ]
-Days = Annotated[float, typer.Option(metavar="N", min=0.01, help="With --what: how many days.")]
+Days = Annotated[
+    float,
+    typer.Option(metavar="N", min=0.01, max=36_525, help="With --what: how many days."),
+]
 From = Annotated[
     str | None,
     typer.Option(
@@ -167,11 +171,16 @@ def plan(  # long: one parameter a flag
             fix = "atoll plan --what FLEET, or atoll plan RECIPE FLEET"
             raise InputError("--what asks about all models: leave the recipe out", fix=fix)
         calendars.require_none(times, "--what")
+        _require_nothing_of_a_plan({
+            "--set": set_, "--save": save, "--report": report, "--emit": emit, "--to": to,
+            "--island": island,
+        })  # fmt: skip
         return _what(what, days=days, asked=asked, json=json)
     if recipe is None or fleet is None:
         fix = "atoll plan RECIPE FLEET, or atoll plan --what FLEET --days 60"
         raise InputError("a recipe and a fleet are needed", fix=fix)
     _require_writable(save, report)
+    _require_apart(recipe, fleet, save, report)
     _require_launch(emit, to, island, fleet)
     if own and emit is not None and to is not None:
         calendars.require_none(times, f"--emit {emit}")
@@ -353,6 +362,25 @@ def _require_writable(*paths: Path | None) -> None:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             why = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
             raise InputError(why, file=path, fix="name a file in a folder that exists")
+
+
+def _require_apart(recipe: Path, fleet: Path, save: Path | None, report: Path | None) -> None:
+    """InputError for a file that would be written over another one of the same question."""
+    told = {recipe.resolve(): "is the recipe", fleet.resolve(): "is the fleet"}
+    for flag, path in (("--save", save), ("--report", report)):
+        if path is None:
+            continue
+        why = told.setdefault(path.resolve(), f"is the file of {flag} too")
+        if why != f"is the file of {flag} too":
+            raise InputError(why, key=flag, value=str(path), fix="name another file")
+
+
+def _require_nothing_of_a_plan(given: Mapping[str, object]) -> None:
+    """InputError for an option of one plan beside --what, which makes none."""
+    for flag, value in given.items():
+        if value:
+            fix = f"ask for a plan: atoll plan RECIPE FLEET {flag} ..."
+            raise InputError("does not go with --what", key=flag, fix=fix)
 
 
 def _show(answer: Answer, course: calendars.Times | None = None) -> None:

@@ -391,20 +391,20 @@ def _look(
         start = (head * group + g) * dim
         _turned(qkv_NO[n, start : start + dim], 0, layer, position, w, queries[g])
         factors[g] = np.float32(1.0) / np.sqrt(np.float32(dim))
-    q, s, y, f = queries.ctypes.data, scores.ctypes.data, sums.ctypes.data, factors.ctypes.data
     s_step = scores.shape[1]
+    # numba frees an array behind its last use by name, so addresses are taken inside the loops.
     for first in range(0, num, page):
         here = keys[layer, pages[first // page], head].ctypes.data
+        q, s, f = queries.ctypes.data, scores.ctypes.data + 4 * first, factors.ctypes.data
         for at in range(0, min(page, num - first), WIDTH):
-            target = s + 4 * (first + at)
-            _rows(q, dim, here + 4 * at, page, dim, target, s_step, f, group, 0)
+            _rows(q, dim, here + 4 * at, page, dim, s + 4 * at, s_step, f, group, 0)
     for g in range(group):
         factors[g] = _softmax(scores[g], num)
     for first in range(0, num, page):
         here, some = values[layer, pages[first // page], head].ctypes.data, min(page, num - first)
+        s, y, f = scores.ctypes.data + 4 * first, sums.ctypes.data, factors.ctypes.data
         for at in range(0, columns, WIDTH):
-            p, target = s + 4 * first, y + 4 * at
-            _rows(p, s_step, here + 4 * at, dim, some, target, columns, f, group, first)
+            _rows(s, s_step, here + 4 * at, dim, some, y + 4 * at, columns, f, group, first)
     for g in range(group):
         for d in range(dim):
             y_NC[n, (head * group + g) * dim + d] = sums[g, d]

@@ -373,6 +373,20 @@ def calendar_from(rates: Rates, start: date) -> Calendar:
     return replace(found, notes=(*kept_out, *_notes(found)))
 
 
+def calendars_from(every: Sequence[Rates], start: date) -> list[Calendar]:
+    """The run on every fleet, gone through until no plan is new, so that all of them know the same.
+
+    So less on every day is never sooner, whichever of the fleets a fast plan was found for.
+    Fleets with other islands than the first one's know their own plans only.
+    """
+    shared = [Rates(one.recipe, one.fleet, one.asked, known=every[0]) for one in every]
+    found, before = list[Calendar](), -1
+    while (now := sum(len(one.known) for one in shared)) != before:
+        before = now
+        found = [calendar_from(one, start) for one in shared]
+    return found
+
+
 def by_rules(fleet: Fleet, asked: Asked) -> tuple[Fleet, Sequence[tuple[str, str]], Asked]:
     """The fleet without what the rules refuse, what that is, and the rest of what is asked."""
     if asked.rules is None or asked.day is None:

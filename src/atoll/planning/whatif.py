@@ -18,18 +18,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from fractions import Fraction
 from typing import Any
 
 from atoll import facts, strict, units
 from atoll.errors import AtollError, InputError
 from atoll.fleet import Fleet, Island
-from atoll.planning.calendar import ENDS, Calendar, Rates, calendar_from
+from atoll.planning.calendar import ENDS, Calendar, Rates, calendar_from, calendars_from
 from atoll.planning.deadline import Deadline, largest
 from atoll.planning.deadline import as_json as sizes
-from atoll.planning.draws import draw
+from atoll.planning.delay import delayed
 from atoll.planning.planner import Asked
 from atoll.recipe import Recipe
-from atoll.supply import Change, Delivery, Lease, Range, parse_day, sane_day
+from atoll.supply import Change, Delivery, Lease, Range, parse_day
 from atoll.units import format_count
 
 MOST = 2**40
@@ -74,32 +75,77 @@ def compare(
     *,
     by: date | None = None,
     family: Recipe | None = None,
+    drawn: Callable[[Calendar], Calendar] = lambda found: found,
     report: Callable[[str], None] | None = None,
-) -> tuple[WhatIf, ...]:
-    """The same run on each changed fleet; with `by` also the largest model of a family by then.
+) -> tuple[Calendar, tuple[WhatIf, ...]]:
+    """The run without changes and on each changed fleet; with `by` also the largest model of a
+    family by then.
 
-    Draws where `base` has some, as many and by the same seed. InputError for a question that
-    cannot be understood, before anything is planned.
+    The fleets are gone through until they know the same plans: so `base` comes back as it is by
+    those that a question found, and fewer chips are never sooner. `drawn` is what is done to each
+    calendar at its end. InputError for a question that cannot be understood, before anything is
+    planned.
     """
     assert asked.day is not None, "a calendar begins on a day"
-    fleets = [changed(fleet, what, start=asked.day) for what in whats]
-    answers = []
-    for what, other in zip(whats, fleets, strict=True):
+    if not whats:
+        return drawn(base), ()
+    others = [changed(fleet, what, start=asked.day) for what in whats]
+    first, *rates = (Rates(recipe, one, asked, known=base.rates) for one in alike([fleet, *others]))
+    whys, good = dict[int, str](), list[int]()
+    for number, what in enumerate(whats):
         if report is not None:
             report(what)
         try:
-            found = calendar_from(Rates(recipe, other, asked, known=base.rates), asked.day)
-            if base.draws is not None:
-                drawn = draw(found, number=base.draws.number, seed=base.draws.seed)
-                found = replace(found, draws=drawn)
-            deadline = None
-            if by is not None:
-                deadline = largest(family or recipe, other, asked, by=by, courses=("mid",))
-            answers.append(WhatIf(what=what, calendar=found, deadline=deadline))
+            calendar_from(Rates(recipe, rates[number].fleet, asked, known=first), asked.day)
+            good.append(number)
         except AtollError as fault:
-            why = " ".join(str(fault).splitlines()[:2])
-            answers.append(WhatIf(what=what, calendar=None, why=why))
-    return tuple(answers)
+            whys[number] = _short(fault)
+    again, *found = calendars_from([first, *(rates[number] for number in good)], asked.day)
+    answers = {
+        number: WhatIf(what=whats[number], calendar=None, why=why) for number, why in whys.items()
+    }
+    for number, calendar in zip(good, found, strict=True):
+        what, size = whats[number], None
+        try:
+            if by is not None:
+                size = largest(family or recipe, others[number], asked, by=by, courses=("mid",))
+            answers[number] = WhatIf(what=what, calendar=drawn(calendar), deadline=size)
+        except AtollError as fault:
+            answers[number] = WhatIf(what=what, calendar=None, why=_short(fault))
+    return _only(drawn(again), fleet), tuple(answers[number] for number in range(len(whats)))
+
+
+def _short(fault: AtollError) -> str:
+    return " ".join(str(fault).splitlines()[:2])
+
+
+def _only(found: Calendar, fleet: Fleet) -> Calendar:
+    """The calendar of a fleet without the islands that it lacks."""
+    names, rates = {one.name for one in fleet.island}, found.rates
+    own = [one for one in rates.fleet.island if one.name in names]
+    left = rates.fleet.model_copy(update={"island": own})
+    return replace(found, rates=Rates(rates.recipe, left, rates.asked, known=rates))
+
+
+def alike(fleets: Sequence[Fleet]) -> list[Fleet]:
+    """The fleets with the islands of all of them, so that they share what is planned.
+
+    An island that a fleet lacks has no chips there. Fleets that know different islands by one name
+    stay as they are.
+    """
+    bare = {"nodes": 0, "lease": None}
+    islands: dict[str, Island] = {}
+    for fleet in fleets:
+        for one in fleet.island:
+            empty = one.model_copy(update=bare)
+            if islands.setdefault(one.name, empty) != empty:
+                return list(fleets)
+    found = []
+    for fleet in fleets:
+        own = {one.name: one for one in fleet.island}
+        every = [own.get(name, empty) for name, empty in islands.items()]
+        found.append(fleet.model_copy(update={"island": every}))
+    return found
 
 
 def changed(fleet: Fleet, what: str, *, start: date) -> Fleet:
@@ -171,23 +217,17 @@ def _without(fleet: Fleet, words: Words, start: date) -> Fleet:
 
 def _late(fleet: Fleet, words: Words, start: date) -> Fleet:
     names = _named(fleet, str(words[0]))
-    days = units.parse_seconds(str(words[1])) / 86400.0
+    days = math.ceil(units.parse_seconds(str(words[1])) / 86400.0)  # a change holds from 0:00
     if not 0 < days <= 3650:
         raise InputError("is no delay", fix='more than 0 and at most 3650 days, for example "60 d"')
-    moved = [
-        one.model_copy(update={"date": sane_day(one.date + timedelta(days=round(days)))})
-        if one.island in names and one.date > start
-        else one
-        for one in fleet.delivery
-    ]
-    return fleet.model_copy(update={"delivery": moved})
+    return delayed(fleet, names, timedelta(days=days), start)
 
 
 def _part(fleet: Fleet, words: Words, _: date) -> Fleet:
     """What is taken away is rounded up, so that a part is never more than the whole."""
     names, part = _named(fleet, str(words[1])), _percent(words[0])
 
-    def less(change: Change, rounded: Callable[[float], int]) -> Change:
+    def less(change: Change, rounded: Callable[[Fraction], int]) -> Change:
         if change.island not in names:
             return change
         count = change.count
@@ -207,12 +247,11 @@ def _part(fleet: Fleet, words: Words, _: date) -> Fleet:
     return _without_islands(fleet.model_copy(update={"island": islands, **changes}), never)
 
 
-def _percent(text: str | None) -> float:
-    try:
-        part = float(str(text)) / 100.0
-    except ValueError:
-        part = -1.0
-    if not 0.0 <= part <= 1.0:
+def _percent(text: str | None) -> Fraction:
+    """A part, exactly: 29 % of 100 are 29, and not the 28 of binary fractions."""
+    number = re.fullmatch(r"\d{1,9}(\.\d{0,9})?", str(text), re.ASCII)
+    part = Fraction(str(text)) / 100 if number else Fraction(-1)
+    if not 0 <= part <= 1:
         raise InputError(
             f"{text} % is no part of something", fix="from 0 to 100, as in 30 % of west"
         )

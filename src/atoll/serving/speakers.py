@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Protocol
 
 from atoll.errors import AtollError, InputError
@@ -87,7 +89,7 @@ class There:
 
     def __init__(self, url: str, *, model: str | None, key: str | None) -> None:
         """Asks the server for its models if none is named. AtollError, InputError."""
-        if not url.startswith(("http://", "https://")):
+        if not _is_address(url):
             fix = "write it as http://127.0.0.1:8000"
             raise InputError("is no address of a server", key="--url", value=url, fix=fix)
         self._base = url.rstrip("/").removesuffix("/v1") + "/v1"
@@ -110,31 +112,28 @@ class There:
             body["seed"] = manner.seed
         reason = None
         for event in self._events("/chat/completions", body):
-            if "error" in event:
-                raise AtollError(f"the server says: {_message_of(event)}")
-            for choice in event.get("choices", ()):
-                out(choice.get("delta", {}).get("content") or "")
-                reason = choice.get("finish_reason") or reason
+            text, ended = _read(event)
+            out(text)
+            reason = ended or reason
         if reason is None:
             raise AtollError("the server broke off before the end of its answer")
         return bool(reason == "stop")
 
     def _first_model(self) -> str:
-        with closing(self._open("/models", None)) as response:
-            found = json.load(response)
         try:
-            return str(found["data"][0]["id"])
-        except (KeyError, IndexError, TypeError) as error:
+            with closing(self._open("/models", None)) as response:
+                return str(json.load(response)["data"][0]["id"])
+        except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
             raise AtollError(f"{self._base}/models names no model") from error
 
-    def _events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _events(self, path: str, body: dict[str, Any]) -> Iterator[Any]:
         with closing(self._open(path, body)) as response:
             try:
                 for line in response:
                     text = line.decode().strip()
                     if text.startswith("data:") and text != "data: [DONE]":
                         yield json.loads(text.removeprefix("data:"))
-            except (OSError, ValueError) as error:
+            except (OSError, HTTPException, ValueError) as error:
                 raise AtollError(f"the server broke off: {error}") from error
 
     def _open(self, path: str, body: dict[str, Any] | None) -> Any:
@@ -145,15 +144,38 @@ class There:
         except urllib.error.HTTPError as error:
             with error:
                 raise AtollError(f"the server says: {_told_by(error)}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise AtollError(f"no answer from {self._base}: {reason}") from error
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        named = parts.port != 0 and bool(parts.hostname)  # either may raise
+    except ValueError:
+        return False
+    return named and parts.scheme in ("http", "https") and url.isprintable() and " " not in url
+
+
+def _read(event: Any) -> tuple[str, str | None]:
+    """The text of one event of the stream, and why the answer ended there. AtollError."""
+    if isinstance(event, dict) and event.get("error"):
+        raise AtollError(f"the server says: {_message_of(event)}")
+    try:
+        choice = (event.get("choices") or [{}])[0]
+        text = str((choice.get("delta") or {}).get("content") or "")
+        # Half a character of UTF-16, which JSON can write, is no text: nothing could be sent back.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text, choice.get("finish_reason")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise AtollError("the server's answer is not that of an OpenAI-compatible API") from error
 
 
 def _told_by(error: urllib.error.HTTPError) -> str:
     try:
         return _message_of(json.loads(error.read()))
-    except ValueError:
+    except (OSError, HTTPException, ValueError):
         return f"{error.code} {error.reason}"
 
 

@@ -92,27 +92,6 @@ def _replaced(fleet: Fleet, arrivals: Sequence[Arrival]) -> Fleet:
     return whatif.within_stock(fleet.model_copy(update={"delivery": [*kept, *new]}))
 
 
-def alike(fleets: Sequence[Fleet]) -> list[Fleet]:
-    """The fleets with the islands of all of them, so that they share what is planned.
-
-    An island that a fleet lacks has no chips there. Fleets that know different islands by one name
-    stay as they are.
-    """
-    bare = {"nodes": 0, "lease": None}
-    islands: dict[str, Island] = {}
-    for fleet in fleets:
-        for one in fleet.island:
-            empty = one.model_copy(update=bare)
-            if islands.setdefault(one.name, empty) != empty:
-                return list(fleets)
-    found = []
-    for fleet in fleets:
-        own = {one.name: one for one in fleet.island}
-        every = [own.get(name, empty) for name, empty in islands.items()]
-        found.append(fleet.model_copy(update={"island": every}))
-    return found
-
-
 def with_orders(fleet: Fleet, offers: Offers, answer: Ordered | None) -> Fleet:
     """The fleet with an island for each offer, and what was ordered of it: chips are delivered on
     the day on which they arrive, those of a lease leave on the day on which it ends. Of less stock

@@ -9,21 +9,20 @@ solve, whose aim is that of the scenario's orders; there days may move either wa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import Literal
 
 from atoll.errors import InputError
 from atoll.fleet import Fleet
-from atoll.planning.calendar import DAY, WHICH, Calendar, Period, Rates, calendar_from, run_through
+from atoll.planning.calendar import DAY, WHICH, Calendar, Period, Rates, calendars_from, run_through
 from atoll.planning.draws import draw
 from atoll.planning.planner import Asked
 from atoll.planning.purchase import Told, purchase
-from atoll.planning.scenario.change import alike, changed, with_orders
+from atoll.planning.scenario.change import changed, with_orders
 from atoll.planning.scenario.file import Question, Scenario, Side
 from atoll.planning.shortage import NoOrders
-from atoll.recipe import Recipe
+from atoll.planning.whatif import alike
 from atoll.supply import Which
 
 Kind = Literal["shortfall", "what_if"]
@@ -138,7 +137,8 @@ def study(
     found = []
     for entry, recipe in zip(told.model, scenario.recipes, strict=True):
         say(f"{entry.label}: {len(variants)} fleets")
-        courses = _calendars(recipe, fleets, asked, scenario.start)
+        rates = [Rates(recipe, fleet, asked) for fleet in fleets]
+        courses = calendars_from(rates, scenario.start)
         if draws:
             say(f"{entry.label}: {draws:,} draws")
             courses[0] = replace(courses[0], draws=draw(courses[0], number=draws, seed=seed))
@@ -196,19 +196,6 @@ def _named(fault: InputError, scenario: Scenario) -> InputError:
         fault.file = str(scenario.file)
         fault.key = {"--by": "orders.by", "--at": "orders.at"}.get(key, key) or None
     return fault
-
-
-def _calendars(
-    recipe: Recipe, fleets: Sequence[Fleet], asked: Asked, start: date
-) -> list[Calendar]:
-    """The run on every fleet; gone through until no plan is new, so that all know the same."""
-    known, before = Rates(recipe, fleets[0], asked), -1
-    found: list[Calendar] = []
-    while len(known.known) != before:
-        before = len(known.known)
-        rates = [Rates(recipe, fleet, asked, known=known) for fleet in fleets]
-        found = [calendar_from(one, start) for one in rates]
-    return found
 
 
 def by_hand(calendar: Calendar) -> float | None:
