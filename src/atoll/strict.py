@@ -121,7 +121,17 @@ def _explain(cls: type[BaseModel], data: object, fault: ErrorDetails) -> InputEr
         return InputError(raised.message, key=inner or None, value=shown, fix=raised.fix)
     if kind in ("literal_error", "enum"):
         return _not_allowed(key, value, cls, steps)
-    return InputError(_wanted(kind, context, fault["msg"]), key=key or None, value=value)
+    fix = _PATTERNS.get(context.get("pattern", "")) if kind == "string_pattern_mismatch" else None
+    message = "cannot be written so" if fix else _wanted(kind, context, fault["msg"])
+    return InputError(message, key=key or None, value=value, fix=fix)
+
+
+_PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "letters from A to Z, digits, and . _ - between them",
+    r"^[a-z0-9][a-z0-9.-]*$": "small letters from a to z, digits, and . - between them",
+    r"^[A-Z]{3}$": 'three capitals, for example "USD"',
+}
+"""Patterns of keys, and what to write by them; a stranger reads no regular expressions."""
 
 
 def _wanted(kind: str, context: Mapping[str, Any], message: str) -> str:
@@ -140,6 +150,7 @@ def _wanted(kind: str, context: Mapping[str, Any], message: str) -> str:
         "model_attributes_type": "must be a table",
         "date_type": "must be a date such as 2024-07-01",
         "string_too_short": "must not be empty",
+        "string_too_long": "must have at most {max_length} characters",
         "too_short": "must have at least {min_length} entries",
         "too_long": "must have at most {max_length} entries",
         "greater_than": "must be greater than {gt}",

@@ -121,3 +121,9 @@ def test_a_file_is_not_written_over_another_of_the_question(capsys, tmp_path) ->
         (["--save", page, "--report", page], "is the file of --save too"),
     ):
         assert why in refused(capsys, tmp_path, recipe, fleet, *flags)
+
+
+def test_a_name_in_other_letters_is_told_in_words(capsys, tmp_path) -> None:
+    paths = files(tmp_path, TEXT.replace('name = "a"', 'name = "\u6607\u817e"', 1))
+    told = refused(capsys, tmp_path, *paths)
+    assert "\u6607\u817e" in told and "letters from A to Z" in told and "^" not in told

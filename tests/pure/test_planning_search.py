@@ -240,6 +240,16 @@ def test_a_split_ends_as_early_as_any(islands: list[list[Option]], grains: int) 
     assert found.seconds == pytest.approx(best, rel=1e-9)
 
 
+@given(ISLANDS, st.integers(1, 14), st.sampled_from([1e6, 1e9, 1e15, 1e30]))
+def test_no_grain_is_lost_behind_a_wire_of_next_to_nothing(
+    islands: list[list[Option]], grains: int, tail: float
+) -> None:
+    options = {f"i{n}": [replace(one, tail=tail) for one in own] for n, own in enumerate(islands)}
+    found = makespan.split(options, grains)
+    assert sum(found.grains.values()) == grains
+    assert found.seconds == pytest.approx(tail, rel=1e-3)
+
+
 @given(st.lists(OPTIONS, min_size=1, max_size=8), st.integers(1, 30))
 def test_options_that_are_left_out_were_never_the_best(options: list[Option], grains: int) -> None:
     kept = undominated(options)

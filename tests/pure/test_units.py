@@ -38,8 +38,9 @@ def test_bandwidth_is_in_bytes_a_second(text: str, expected: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("30 d", 2592000.0), ("60 ms", 0.06), ("1 h 30 min", 5400.0), ("5us", 5e-6), ("2.5 s", 2.5)],
-)
+    [("30 d", 2592000.0), ("60 ms", 0.06), ("1 h 30 min", 5400.0), ("5us", 5e-6), ("2.5 s", 2.5),
+     ("1e3 s", 1e3), ("2e-1 d", 17280.0)],
+)  # fmt: skip
 def test_seconds_are_read(text: str, expected: float) -> None:
     assert units.parse_seconds(text) == expected
 

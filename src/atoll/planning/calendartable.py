@@ -50,7 +50,8 @@ def done_text(calendar: Calendar) -> str:
     rents = [period.dollars for period in calendar.mid.periods]
     if rents and all(one is not None for one in rents):
         least, most = (sum(one[end] for one in rents if one is not None) for end in (0, 1))
-        text += f", {format_count(least)} to {format_count(most)} dollars at published rents"
+        ends = dict.fromkeys((format_count(least), format_count(most)))
+        text += f", {' to '.join(ends)} dollars at published rents"
     return text
 
 

@@ -53,6 +53,9 @@ def split(options: Mapping[str, Sequence[Option]], grains: int) -> Split:
         if halvings % ASK_AGAIN == 0:
             asked = [o if len(o) == 1 else contenders(o, low, high) for o in asked]
     shares = {name: min(grains, capacity(o, high)) for name, o in options.items()}
+    if sum(shares.values()) < grains:  # a tail so long that a turn is lost in its rounding
+        quick = min(ends, key=lambda name: (rooms[name] < grains, ends[name]))
+        shares = {quick: grains} if alone else rooms
     _trim(shares, options, grains)
     chosen = {name: fastest(options[name], n) for name, n in shares.items() if n}
     return Split(

@@ -331,7 +331,7 @@ class Offers(Noun):
             fix = "the 1st of the month, say"
             message = "a month has no such day every time"
             raise InputError(message, key="start", value=str(self.start), fix=fix)
-        sellers = [one.seller for one in self.offer]
+        sellers = list(dict.fromkeys(one.seller for one in self.offer))
         for index, limit in enumerate(self.limit):
             for seller in limit.sellers:
                 if seller not in sellers:
