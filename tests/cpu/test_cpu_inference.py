@@ -22,6 +22,8 @@ from atoll.modeling.device_inference import DeviceInference
 from atoll.modeling.inference import Inference, Piece
 
 pytest.importorskip("numba")
+from llvmlite import binding
+
 from atoll.modeling import cpu_inference, kernels
 from atoll.modeling.cpu_inference import CpuInference, packed
 
@@ -195,15 +197,25 @@ def test_without_working_kernels_torch_computes_and_it_is_said(
     decoder, piece = lively(), Piece([0], 0, [1, 2, 3], True)
     compiled, exact = by(decoder)
     assert isinstance(compiled, CpuInference) and exact and not caplog.records
-    monkeypatch.setattr(cpu_inference, "works", lambda: False)
+    monkeypatch.setattr(kernels, "layers", lambda *_: None)
     plain, exact = by(decoder)
     assert isinstance(plain, DeviceInference) and exact
     assert "compute something else" in caplog.text
+    monkeypatch.undo()
     assert np.allclose(compiled.step([piece]), plain.step([piece]), rtol=0, atol=2e-4)
     broken = packed(torch.ones(70, 50))
-    monkeypatch.undo()
     monkeypatch.setattr(cpu_inference, "packed", lambda _: broken)
-    assert not cpu_inference.works()
+    assert not cpu_inference.product_works()
+
+
+def test_what_is_in_the_way_of_compiling_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: Any) -> None:
+        raise EOFError("ran out of what was kept")
+
+    monkeypatch.setattr(kernels, "layers", damaged)
+    assert opening._why_not_compiled(print) == "numba cannot compile here: ran out of what was kept"
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: {"fma": False})
+    assert "no fused multiply-add" in opening._why_not_compiled(print)
 
 
 IN_ANOTHER_PROCESS = """

@@ -70,7 +70,7 @@ def started() -> Iterator[Callable[..., BuiltIn]]:
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once as it comes, and once as where numba is missing."""
     if request.param == "torch":
-        monkeypatch.setattr(opening, "_why_not_compiled", lambda: "this test wants torch")
+        monkeypatch.setattr(opening, "_why_not_compiled", lambda _: "this test wants torch")
 
 
 def prompt(seed: int, length: int) -> list[int]:

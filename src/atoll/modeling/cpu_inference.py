@@ -1,7 +1,7 @@
 """Inference on a CPU by kernels.py: weights in tiles, keys and values in pages, any rows at all.
 
 What it is: the memory, and a step as numbers for the kernels. What it is not: needed. Where numba
-is missing or does not compute what it should (`works`), device_inference.py does it by torch.
+is missing or does not compute what it should (`step_works`), device_inference.py does it by torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from atoll.model import Model
-from atoll.modeling import kernels, rotary
+from atoll.modeling import initial, kernels, rotary
+from atoll.modeling.decoder import Decoder
 from atoll.modeling.inference import PAGE, Inference, Piece, Weights
 from atoll.modeling.kernels import WIDTH, Floats
 
@@ -25,14 +26,30 @@ _ONE_AT_A_TIME = threading.Lock()
 """Some of numba's thread pools end the process when two threads use them at once."""
 
 
-def works() -> bool:
-    """Whether the kernels compute what they should here, with the same bits in any company."""
+def product_works() -> bool:
+    """Whether products are what they should be here, with the same bits in any company."""
     draw = np.random.default_rng(0)
     x, w = (draw.standard_normal(shape).astype(np.float32) for shape in ((20, 50), (70, 50)))
     tiles = packed(torch.from_numpy(w))
     alone = np.concatenate([_times(x[n : n + 1], tiles) for n in range(len(x))])
     right = np.allclose(alone[:, :70], x.astype(np.float64) @ w.T, rtol=0, atol=1e-4)
     return right and all(np.array_equal(_times(x[:n], tiles), alone[:n]) for n in range(1, 21))
+
+
+def step_works() -> bool:
+    """Whether steps give the logits of the decoder here, for a small model; compiles the rest."""
+    sizes = {"layers": 1, "width": 40, "heads": 4, "kv_heads": 2, "ffn": 72, "context": 16}
+    decoder = Decoder(Model.model_validate({**sizes, "vocab": 97, "qk_norm": True}))
+    initial.fill(decoder, 0)
+    tensors = {name: 8.0 * part.detach() for name, part in decoder.named_parameters()}
+    decoder.load_state_dict(tensors)
+    tokens = list(range(12))
+    with torch.no_grad():
+        right_V = decoder(torch.tensor([tokens]))[0, -1].numpy()
+    inference = CpuInference(decoder.model, tensors, num_pages=2, page=8)
+    inference.step([Piece([1, 0], 0, tokens[:-1], False)])
+    found_V = inference.step([Piece([1, 0], 11, tokens[-1:], True)])[0]
+    return np.allclose(found_V, right_V, rtol=0, atol=1e-4 * float(np.abs(right_V).max()))
 
 
 def waits_long() -> bool:

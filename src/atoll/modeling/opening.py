@@ -33,12 +33,10 @@ def open_inference(
     Call it in the thread that will compute. ``max_rows`` of a step; ``fast``: do not look for row
     counts that agree; ``tell`` gets a line before something takes seconds.
     """
-    missing = _why_not_compiled() if device.type == "cpu" else ""
+    missing = _why_not_compiled(tell) if device.type == "cpu" else ""
     if device.type == "cpu" and not missing:
-        from atoll.modeling import cpu_inference, kernels
+        from atoll.modeling import cpu_inference
 
-        if any(kernels.product.stats.cache_misses.values()):
-            tell("compiling for this processor; the next start is quicker if numba can keep it")
         if threads > 1 and cpu_inference.waits_long():
             tell("numba finds no OpenMP here (libgomp, libomp); with it steps take half the time")
         return cpu_inference.CpuInference(
@@ -55,15 +53,22 @@ def open_inference(
     return inference, invariant
 
 
-def _why_not_compiled() -> str:
+def _why_not_compiled(tell: Callable[[str], None]) -> str:
     """What is in the way of the compiled kernels; nothing: "".
 
     Whatever numba or LLVM raise on a processor or system that we have not seen: torch can serve.
     """
     try:
-        from atoll.modeling import cpu_inference
+        from llvmlite import binding
 
-        works = cpu_inference.works()
+        if not binding.get_host_cpu_features().get("fma", True):  # a call each: 60 times slower
+            return "this processor has no fused multiply-add"
+        from atoll.modeling import cpu_inference, kernels
+
+        works = cpu_inference.product_works()
+        if any(kernels.product.stats.cache_misses.values()):
+            tell("compiling for this processor; the next start is quicker if numba can keep it")
+        works = works and cpu_inference.step_works()
     except ImportError as error:
         return f"{error} (pip install 'atoll[cpu]')"
     except Exception as error:
