@@ -81,10 +81,12 @@ def test_a_conversation(served, visit):
     assert page.get_by_role("button", name="Copy this message").count() >= 2
 
     page.fill("#seed input", "2")
+    page.fill("#message textarea", "not sent yet")
     page.get_by_role("button", name="Retry").click()
     v.until("([first]) => document.querySelector('#chat .bot.message')?.innerText != first", first)
     again = v.answered()
     assert page.locator("#chat .bot.message").count() == 1
+    assert page.input_value("#message textarea") == "not sent yet"
 
     v.reload()
     assert v.answer() == again and "the dog" in page.inner_text("#chat .user.message")
@@ -114,9 +116,19 @@ def unnamed(page):
 
 def test_an_edited_message_is_answered_anew(served, visit):
     v = visit(served.url)
+    limit_to(v, 0)
+    v.send("the cat:\n\tsat\n    - on")
+    v.page.wait_for_selector("#notice .error >> text=at least 1")
+    assert v.page.input_value("#message textarea") == "", "a second Enter would send it twice"
     limit_to(v, 8)
-    v.send("the cat")
+    v.page.click("#again")
     v.answered()
+    assert "the cat:\\n\\tsat\\n    - on" in v.page.evaluate("sessionStorage['atoll.chat']")
+    v.page.get_by_role("button", name="Edit").first.click()
+    v.page.locator("#chat .user-row textarea").fill("  ")
+    v.page.get_by_role("button", name="Submit").click()
+    v.page.wait_for_selector("#chat .user.message >> text=sat")
+    assert v.page.locator("#chat .bot.message").count() == 1, "nothing was said: as it was"
     v.page.get_by_role("button", name="Edit").first.click()
     v.page.locator("#chat .user-row textarea").fill("the man")
     v.page.get_by_role("button", name="Submit").click()
@@ -179,7 +191,7 @@ def test_chinese(served, visit):
     page.dispatch_event("#message textarea", "keydown", {"key": "Enter", "isComposing": True})
     assert page.input_value("#message textarea") == "san guo", "this Enter ends a word"
     v.send("三国演义")
-    page.wait_for_selector("#notice .error >> text=请填写整数")
+    page.wait_for_selector("#notice .error >> text=请填写不小于 1 的整数")
     limit_to(v, "")
     assert page.get_attribute("html", "lang") == "zh-CN"
     with somebody_else(served):
@@ -231,10 +243,12 @@ def test_the_key_is_asked_for_and_the_page_is_no_way_around_it(loaded, told, vis
         page = v.page
         assert not page.locator("#message textarea").is_visible()
         assert "tiny" not in page.content() and "johor" not in page.content()
-        page.fill("#key input", "another")
-        page.press("#key input", "Enter")
-        page.wait_for_selector("#wrong .error")
-        page.fill("#key input", "a-key")
+        for wrong in ("another", "schl\u00fcssel"):
+            page.fill("#key input", wrong)
+            page.press("#key input", "Enter")
+            page.wait_for_selector("#wrong .error")
+            v.until("() => document.querySelector('#key input').value == ''")
+        page.fill("#key input", " a-key ")
         page.click("#enter")
         page.wait_for_selector("#message textarea")
         v.reload()

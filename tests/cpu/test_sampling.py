@@ -123,6 +123,11 @@ def test_draws_follow_the_probabilities() -> None:
         assert counts[token] / 20_000 == pytest.approx(probability, abs=0.015)
 
 
+def test_the_smallest_temperature_is_greedy() -> None:
+    with np.errstate(all="raise"):
+        assert choose(np.array([1.0, 3.0, 2.0]), 5e-324, 0, 1.0, 0.999) == 1
+
+
 def test_top_k_top_p_and_temperature_leave_out_what_they_should() -> None:
     logits = np.log(np.array([0.1, 0.6, 0.05, 0.25]))
     points = [(i + 0.5) / 1000 for i in range(1000)]

@@ -7,8 +7,11 @@ import time
 
 import openai
 import pytest
+from pydantic import ValidationError
 from tests.served import HANG, serving
 from tests.tiny_model import open_tiny
+
+from atoll.serving.protocol import ChatRequest, CompletionRequest
 
 CHAT = [{"role": "user", "content": "the cat"}]
 BROKEN = "q"  # a prompt that has it makes the logits NaN
@@ -192,6 +195,15 @@ def test_turns_of_a_chat_reuse_what_was_computed(client):
     assert 0 < cached < second.usage.prompt_tokens
 
 
+def test_an_answer_goes_back_as_it_came(client):
+    """As the client's own documentation has it: the message of an answer, appended."""
+    said = chat(client).choices[0].message
+    turns = [[*CHAT, again, *CHAT] for again in (said, said.model_dump(), said.to_dict())]
+    plainly = [*CHAT, {"role": "assistant", "content": said.content}, *CHAT]
+    expected = chat(client, plainly).choices[0].message.content
+    assert [chat(client, t).choices[0].message.content for t in turns] == [expected] * 3
+
+
 def test_parts_of_messages_and_developers(client):
     parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "cat"}]
     found = chat(client, [{"role": "user", "content": parts}])
@@ -227,6 +239,12 @@ def test_what_asks_for_nothing_is_passed_over(client):
         ({"colour": 1}, 400, "colour", "no field colour"),
         ({"tools": [{}]}, 400, "tools", "does not support"),
         ({"logit_bias": {"1": 5}}, 400, "logit_bias", "does not support"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, 400,
+         "messages.0.tool_calls", "does not support"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400,
+         "messages.0.content.0.text", "required"),
+        ({"metadata": {"str": 1}}, 400, "metadata.str", "string"),
+        ({"x" * 100_000: 1}, 400, "x" * 200, "no field"),
         ({"messages": []}, 400, "messages", "at least 1"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "system"),
         ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "required"),
@@ -236,16 +254,25 @@ def test_what_asks_for_nothing_is_passed_over(client):
         ({"top_logprobs": 2}, 400, "top_logprobs", "logprobs"),
         ({"stream_options": {}}, 400, "stream_options", "stream"),
         ({"response_format": {"type": "yaml"}}, 400, "response_format", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema",
+         "required"),
         ({"response_format": {"type": "json_schema", "json_schema": {
             "name": "x", "schema": {"type": "nonsense"}}}}, 422,
          "response_format.json_schema.schema", "nonsense"),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"$ref": "#"}}}}, 422,
+         "response_format.json_schema.schema", "cannot be followed"),
+        ({"response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"pattern": "z" * 9999 + "("}}}}, 422,
+         "response_format.json_schema.schema", "regex"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_with_its_field(served, changes, status, param, words):
     found, _, content = post(served, {"model": "tiny", "messages": CHAT, **changes})
     error = content["error"]
     assert (found, error["param"]) == (status, param)
-    assert words in error["message"]
+    assert words in error["message"] and len(error["message"]) < 1200
+    assert "<state>" not in error["message"], "no dump of a library's inside"
     assert error["type"] == "invalid_request_error" and error["code"]
 
 
@@ -278,6 +305,17 @@ def test_bodies_that_are_no_request(served, body, status, code):
     assert (found, content["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize(
+    ("shape", "field", "wrong"),
+    [(ChatRequest, "messages", 0), (CompletionRequest, "prompt", 1.5)],
+)
+def test_a_body_that_is_wrong_a_thousand_times_is_told_once(shape, field, wrong):
+    """Each error takes a kilobyte and the loop's time: 4 MiB of them would stop everybody."""
+    with pytest.raises(ValidationError) as told:
+        shape.model_validate_json(json.dumps({"model": "tiny", field: [wrong] * 1000}))
+    assert told.value.error_count() < 5
+
+
 def test_a_body_without_a_length_is_bounded_too(served):
     def parts():
         yield b'{"model": "'
@@ -294,6 +332,8 @@ def test_a_body_without_a_length_is_bounded_too(served):
 def test_another_content_type_is_refused(served):
     found, _, content = post(served, {}, **{"Content-Type": "text/plain"})
     assert found == 415 and "application/json" in content["error"]["message"]
+    found, _, content = post(served, b"\x1f\x8b", **{"Content-Encoding": "gzip"})
+    assert found == 415 and "Content-Encoding" in content["error"]["message"]
 
 
 def test_a_bug_is_told_with_the_requests_id(served, client, monkeypatch, caplog):
@@ -339,6 +379,17 @@ def test_paths_and_methods_that_are_not_there(served, method):
         assert answer.status == status
         assert json.loads(answer.read())["error"]["message"]
         connection.close()
+
+
+def test_head_is_get_without_the_body(served):
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=HANG)
+    paths = ("/health", "/v1/models", "/v1/models/tiny", "/v1/models/no", "/v1/completions")
+    for path, status in zip(paths, (200, 200, 200, 404, 405), strict=True):
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        assert answer.status == status and int(answer.headers["Content-Length"])
+        assert not answer.read(), "and the next answer on the connection is not a body"
+    connection.close()
 
 
 def test_a_page_from_elsewhere_reaches_nothing_by_another_name(served):

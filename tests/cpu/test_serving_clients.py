@@ -300,6 +300,12 @@ def test_a_second_head_that_does_not_arrive_is_given_up_too(served, monkeypatch)
         assert slow.recv(100) == b""
 
 
+def test_an_unused_connection_outlives_the_clients_own(served):
+    """Or a request now and then goes into one that the server is closing."""
+    kept = openai.DEFAULT_CONNECTION_LIMITS.keepalive_expiry
+    assert served.running.config.timeout_keep_alive > 2 * kept
+
+
 # ---------------------------------------------------------------------- metrics
 
 

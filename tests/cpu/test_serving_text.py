@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jinja2
@@ -211,6 +212,27 @@ def test_a_token_tells_its_text_and_its_bytes(language: Language) -> None:
     assert told[0] == (" the", b" the")
     assert told[-1] == ("bytes:\\x82", b"\x82")
     assert language.token(301) == ("<|im_end|>", b"<|im_end|>")
+
+
+def test_a_long_prompt_stops_no_other_thread(language: Language) -> None:
+    """Counted, not timed: another thread works on while the tokenizer does."""
+    turns, done = 0, threading.Event()
+
+    def work() -> None:
+        nonlocal turns
+        while not done.wait(0.001):
+            turns += 1
+
+    other = threading.Thread(target=work)
+    other.start()
+    try:
+        for read in (language.prompt, lambda t: language.chat([{"role": "user", "content": t}])):
+            before = turns
+            assert len(read("1" * 600_000)) >= 300_000
+            assert turns > before + 20
+    finally:
+        done.set()
+        other.join()
 
 
 def test_an_empty_prompt_begins_a_text(language: Language) -> None:

@@ -156,6 +156,8 @@ def test_a_header_alone(write: Write, capsys: pytest.CaptureFixture[str]) -> Non
         ({"heads": 0.5}, validation.IMPOSSIBLE),
         ({"hidden": -4096}, validation.IMPOSSIBLE),
         ({"vocab": -1}, validation.IMPOSSIBLE),
+        ({"layers": -3}, validation.IMPOSSIBLE),
+        ({"ffn": -1}, validation.IMPOSSIBLE),
         ({"seq_len": -8192}, validation.IMPOSSIBLE),
     ],
 )

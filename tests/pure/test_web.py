@@ -8,7 +8,8 @@ import pytest
 
 from atoll.planning.svg import tag
 from atoll.web import gate, words
-from atoll.web.client import _read, _refusal_of
+from atoll.web.client import Endpoint, Refused, _read, _refusal_of
+from atoll.web.talk import turns
 
 
 @pytest.mark.parametrize("key", list(words.words()))
@@ -77,6 +78,22 @@ def test_an_error_has_words(status, error, key, message):
     refused = _refusal_of(status, error)
     assert (refused.key, refused.message) == (key, message)
     assert refused.key in words.words()
+
+
+def test_what_was_said_before_an_answer_is_one_turn():
+    said = [("system", "s"), ("user", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    found = [(one["role"], one["content"]) for one in turns(messages)]
+    assert found == [("system", "s"), ("user", "a\n\nb"), ("assistant", "c"), ("user", "d")]
+    assert messages[1]["content"] == "a", "what the page shows stays as it is"
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "a\nb", "\u5bc6\u94a5"])
+def test_what_can_be_no_key_is_a_wrong_one(key):
+    pytest.importorskip("httpx")
+    with pytest.raises(Refused) as caught:
+        asyncio.run(Endpoint(url="http://127.0.0.1:1", model="m").accepts(key))
+    assert caught.value.key == "wrong_key"
 
 
 def test_events_of_a_stream():

@@ -237,3 +237,39 @@ def test_fewer_chips_are_never_sooner_whichever_fleet_a_plan_was_found_for() -> 
     ends = [one.days(base) for one in found]
     assert all(late is not None and late >= 0 for each in ends for late in each.values())
     assert min(one.days(alone)["low"] or 0.0 for one in found) < -0.1  # by its own plans alone
+
+
+def test_a_chip_of_ones_own_has_power_and_rent_over_time(recipe, tmp_path) -> None:  # noqa: F811
+    """It is known by its file; by its name alone nobody knows it."""
+    own = tmp_path / "mine.toml"
+    own.write_text(
+        """
+name = "mine"
+backend = "nvidia"
+vendor = "us"
+description = "ours"
+power = "500 W"
+source = "us"
+[memory]
+size = "96 GB"
+bandwidth = "4 TB/s"
+source = "us"
+[flops]
+bf16 = "100 TFLOP/s"
+fp32 = "50 TFLOP/s"
+source = "us"
+[rent]
+low = 1
+high = 2
+source = "us"
+"""
+    )
+    plain = {**island("a", 4, str(own)), "site": "home"}
+    stock = fleet(site=[{"name": "home"}], island=[plain])
+    found = over_time(recipe, stock)
+    (period,) = found.mid.periods
+    assert period.megawatt_hours == pytest.approx(period.rated.used * 500 * period.seconds / 3.6e9)
+    low, high = period.dollars or (0.0, 0.0)
+    assert low == pytest.approx(period.rated.used * period.seconds / 3600.0) and high == 2 * low
+    more = changed(stock, f"+8 {own} at home", start=START)
+    assert more.island[1].chip == str(own)

@@ -275,10 +275,15 @@ def _found(
             return plan_by_hours(read, stock, asked), calendars.Times()
         return calendars.find(read, stock, asked, wanted)
     except InputError as fault:
-        tables = ("island[", "site[", "withdrawal[", "traffic[")
-        if fault.file is None and (fault.key or "").startswith(tables):
-            fault.file = str(fleet)
+        _name_file(fault, fleet)
         raise
+
+
+def _name_file(fault: InputError, fleet: Path) -> None:
+    """Says in which file the key of a fault stands, where that is the fleet."""
+    tables = ("island[", "site[", "withdrawal[", "traffic[")
+    if fault.file is None and (fault.key or "").startswith(tables):
+        fault.file = str(fleet)
 
 
 def _written(
@@ -427,7 +432,12 @@ def _what(fleet: Path, *, days: float, asked: Any, json: bool) -> int:
     stages: list[str] = []
     console = Console(stderr=True)
     with console.status("planning every known model ...", spinner="line"):
-        found = what(Fleet.load(fleet), days=days, asked=asked, report=stages.append)
+        stock = Fleet.load(fleet)
+        try:
+            found = what(stock, days=days, asked=asked, report=stages.append)
+        except InputError as fault:
+            _name_file(fault, fleet)
+            raise
     if json:
         print_json(as_json(found))
         return 0

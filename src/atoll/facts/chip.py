@@ -57,6 +57,10 @@ class Quantity(strict.Noun):
         low, mid, high = self.range
         if not low <= mid <= high:
             raise InputError("must hold low <= mid <= high", fix="sort the three quantities")
+        if low == 0:
+            fix = "leave it out if it is not known"
+            key = None if single else "low"
+            raise InputError("must be more than 0", key=key, value=self.low, fix=fix)
         return self
 
     @property

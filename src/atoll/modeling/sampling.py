@@ -116,7 +116,8 @@ def choose(
         raise InputError("the model's logits are not finite: its weights are damaged")
     if temperature == 0.0:
         return int(logits.argmax())
-    weights = np.exp((logits - top) / temperature)
+    with np.errstate(over="ignore"):  # at 1e-320 every other logit is -inf, and that is right
+        weights = np.exp((logits - top) / temperature)
     possible = int(np.count_nonzero(weights >= min_p)) if min_p > 0.0 else len(logits)
     limit = min(top_k or len(logits), possible)
     total = weights.sum() if limit == len(logits) else None

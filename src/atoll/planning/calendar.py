@@ -121,11 +121,11 @@ class Period:
         return {name: number for name, number in idle.items() if number > 0}
 
     def working(self) -> dict[str, float]:
-        """Chip -> how many of it take part, on average over a day."""
+        """Chip, as its island names it -> how many of it take part, on average over a day."""
         counts: dict[str, float] = {}
         for one in self.rated.answer.islands if self.rated.answer is not None else ():
             part = self.rated.parts.get(one.island.name, 1.0)
-            counts[one.machine.chip] = counts.get(one.machine.chip, 0.0) + one.chips * part
+            counts[one.island.chip] = counts.get(one.island.chip, 0.0) + one.chips * part
         return counts
 
 

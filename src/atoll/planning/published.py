@@ -269,6 +269,8 @@ def _shape(row: Published) -> Shape:
         "layers": layers, "width": width, "query": query, "value": value, "heads": heads,
         "attention": attention, "kv": kv, "ffn": ffn, "vocab": vocab,
     }  # fmt: skip
+    if min(base.values()) < 1:
+        raise ValueError("no model has less than one of anything")
     every = 2 if "every 2nd" in text else 1
     sparse_kinds = [0]
     if experts and moe_ffn and top_k:

@@ -213,7 +213,11 @@ def _machine_of(island: Island, everything: Rated) -> Machine:
     """The machine of an island as the plan of all islands has it, or by the facts."""
     planned = everything.answer.islands if everything.answer is not None else ()
     found = next((one.machine for one in planned if one.island.name == island.name), None)
-    return found or machine_for(island, Asked())
+    try:
+        return found or machine_for(island, Asked())
+    except InputError as fault:
+        fault.key, fault.message = None, f"on island {island.name}: {fault.message}"
+        raise
 
 
 def _block_plan(

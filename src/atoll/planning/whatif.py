@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from atoll import facts, strict, units
@@ -330,9 +331,8 @@ def _with_island(fleet: Fleet, chip: str, site: str) -> tuple[Fleet, str]:
     name = next(
         f"{known.name}-{n}" for n in range(1, len(names) + 2) if f"{known.name}-{n}" not in names
     )
-    island = Island(
-        name=name, site=site, chip=known.name, nodes=0, chips_per_node=known.node_chips or 8
-    )
+    own = str(Path(chip).resolve()) if facts.is_chip_file(chip) else known.name
+    island = Island(name=name, site=site, chip=own, nodes=0, chips_per_node=known.node_chips or 8)
     return fleet.model_copy(update={"island": [*fleet.island, island]}), name
 
 

@@ -85,7 +85,7 @@ class Gate:
             try:
                 refusal = self._refusal(path, headers)
                 answer = self._app if refusal is None else error_response(refusal)
-                await answer(scope, receive, sending)
+                await answer(_as_get(scope), receive, sending)
             except Exception as error:  # a bug of ours; what has begun can only be broken off
                 _log.exception("a fault while answering %s", request_id)
                 if status != 499:
@@ -119,6 +119,13 @@ class Gate:
         if not hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._key):
             return ApiError(401, "this API key is wrong", code="invalid_api_key")
         return None
+
+
+def _as_get(scope: Scope) -> Scope:
+    """HEAD is answered as GET is; uvicorn, which keeps the method, leaves the body out."""
+    if scope["method"] == "HEAD" and (scope["path"] in OPEN_PATHS or GUARDED.match(scope["path"])):
+        return {**scope, "method": "GET"}
+    return scope
 
 
 def _is_of_this_machine(host: str) -> bool:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Between two parts of the JSON. Without a bound a small model may write spaces for ever.
 _WHITESPACE = r"[\x20\x0A]{1,16}"
 
+_LONGEST_REASON = 500  # characters
+
 
 class Grammars:
     """Makes constraints for one model; the first call reads the tokenizer, in about a second."""
@@ -55,10 +57,12 @@ class Grammars:
                 json.dumps(schema), overrides={"whitespace_pattern": _WHITESPACE}
             )
             matcher = LLMatcher(self._tokens, grammar, log_level=0)
+            matcher.compute_bitmask()  # a schema that allows nothing is found out by its first step
         except ValueError as error:
-            raise InputError(f"this JSON Schema cannot be followed: {error}") from error
+            raise InputError(f"this JSON Schema cannot be followed: {_brief(error)}") from error
         if matcher.is_error():
-            raise InputError(f"this JSON Schema cannot be followed: {matcher.get_error()}")
+            reason = _brief(matcher.get_error())
+            raise InputError(f"this JSON Schema cannot be followed: {reason}")
         return Matching(matcher, self._language.num_tokens, self._language.stop_ids)
 
 
@@ -84,4 +88,9 @@ class Matching:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RunError(f"the JSON constraint failed: {self._matcher.get_error()}")
+            raise RunError(f"the JSON constraint failed: {_brief(self._matcher.get_error())}")
+
+
+def _brief(error: object) -> str:
+    """What the library says, without the dump of its state and what it quotes at length."""
+    return str(error).partition("\n<state>")[0][:_LONGEST_REASON]

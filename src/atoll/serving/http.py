@@ -6,7 +6,6 @@ What it is: what every route of api.py needs of a connection. What it is not: th
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -32,8 +31,11 @@ BODY_SECONDS = 30.0
 KEEP_ALIVE_SECONDS = 15.0
 """After so long without an event a comment is sent, so that whatever is between stays open."""
 
-# In the place of an error pydantic also names the branch of a union: that is no field.
-_BRANCH = re.compile(r"(str|int|constrained-.*|list\[.*|function-.*|text|json_object|json_schema)")
+_LONGEST_NAME, _LONGEST_REASON = 200, 1000
+"""Characters told back of what a client made up."""
+
+_UNIONS = frozenset({"content", "prompt", "response_format", "stop"})
+"""Fields of several shapes: in the place of an error pydantic names the shape after the field."""
 
 
 class ClientLeft(Exception):
@@ -45,13 +47,13 @@ async def read(request: Request, shape: type[Shape]) -> Shape:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, "the body must be JSON; send Content-Type: application/json")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "the body must be sent as it is, without Content-Encoding")
     body = await _body(request)
     try:
         return shape.model_validate_json(body)
     except ValidationError as error:
         raise _refusal(error) from None
-    except NotDone as error:
-        raise ApiError(400, str(error), code="unsupported_parameter", param=error.name) from None
 
 
 async def _body(request: Request) -> bytes:
@@ -84,12 +86,14 @@ def _refusal(error: ValidationError) -> ApiError:
     field = every[0]["loc"][:1]
     of_field = [e for e in every if e["loc"][:1] == field]
     first = max(of_field, key=lambda e: (len(_names(e["loc"])), not e["type"].endswith("_type")))
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, NotDone):
-        return ApiError(400, str(cause), code="unsupported_parameter", param=cause.name)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['msg']}", code="invalid_json")
-    param = ".".join(_names(first["loc"])) or None
+    names, cause = _names(first["loc"]), first.get("ctx", {}).get("error")
+    if isinstance(cause, NotDone):
+        param = ".".join([*names, cause.name])
+        message = f"this server does not support the field {param}"
+        return ApiError(400, message, code="unsupported_parameter", param=param)
+    param = ".".join(names)[:_LONGEST_NAME]
     if first["type"] == "extra_forbidden":
         message = f"there is no field {param}"
         return ApiError(400, message, code="unknown_parameter", param=param)
@@ -97,13 +101,17 @@ def _refusal(error: ValidationError) -> ApiError:
         message = f"the field {param} is required"
         return ApiError(400, message, code="missing_required_parameter", param=param)
     place = f"{param}: " if param else ""
-    return ApiError(400, f"{place}{first['msg']}", code="invalid_value", param=param)
+    message = f"{place}{first['msg'][:_LONGEST_REASON]}"
+    return ApiError(400, message, code="invalid_value", param=param or None)
 
 
 def _names(place: tuple[int | str, ...]) -> list[str]:
     """The fields and indices of a place, without the branches of unions."""
-    words = list(map(str, place))
-    return words[:1] + [word for word in words[1:] if not _BRANCH.fullmatch(word)]
+    return [
+        str(word)
+        for word, before in zip(place, ("", *place), strict=False)
+        if before not in _UNIONS
+    ]
 
 
 async def unless_left(request: Request, work: Awaitable[Result]) -> Result:

@@ -44,7 +44,17 @@ _NOT_DONE: dict[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
 }
 
+# The same of a message. Answers have some of them, and clients send an answer back as it came.
+_NOT_SAID: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "refusal": (None,),
+    "tool_calls": (None, []),
+}
+
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
@@ -81,8 +91,29 @@ class ApiError(Exception):
         )
 
 
+class NotDone(ValueError):
+    """A field that asks for something that this server does not do."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def _without_neutral(data: Any, not_done: dict[str, tuple[Any, ...]]) -> Any:
+    """A table without fields that ask for nothing; NotDone for one that asks for something."""
+    if not isinstance(data, dict):
+        return data
+    for name, neutral in not_done.items():
+        if name in data and not any(data[name] is v or data[name] == v for v in neutral):
+            raise NotDone(name)
+    return {name: value for name, value in data.items() if name not in not_done}
+
+
 class Wire(BaseModel):
-    """A shape that comes in: no unknown keys, no conversions, no numbers that JSON lacks."""
+    """A shape that comes in: no unknown keys, no conversions, no numbers that JSON lacks.
+
+    Lists in it end at their first error (fail_fast): a body may hold millions.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -98,8 +129,13 @@ class Message(Wire):
     """One turn of a chat. ``developer`` is read as ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_said(cls, data: Any) -> Any:
+        return _without_neutral(data, _NOT_SAID)
 
     @property
     def text(self) -> str:
@@ -154,7 +190,7 @@ class Asked(Wire):
     min_p: float | None = Field(None, ge=0.0, le=1.0)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     n: int | None = Field(None, ge=1, le=16)
-    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4, fail_fast=True)] | None = None
     presence_penalty: float | None = Field(None, ge=-2.0, le=2.0)
     frequency_penalty: float | None = Field(None, ge=-2.0, le=2.0)
     stream: bool | None = None
@@ -169,12 +205,7 @@ class Asked(Wire):
     @model_validator(mode="before")
     @classmethod
     def _refuse_what_is_not_done(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name, neutral in _NOT_DONE.items():
-            if name in data and not any(data[name] is v or data[name] == v for v in neutral):
-                raise NotDone(name)
-        return {name: value for name, value in data.items() if name not in _NOT_DONE}
+        return _without_neutral(data, _NOT_DONE)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -184,18 +215,10 @@ class Asked(Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class NotDone(ValueError):
-    """A field that asks for something that this server does not do."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"this server does not support the field {name}")
-        self.name = name
-
-
 class ChatRequest(Asked):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -206,12 +229,9 @@ class CompletionRequest(Asked):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]],
-            Field(min_length=1, max_length=MOST_CHOICES),
-        ]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -267,6 +287,7 @@ class ChatLogprobs(BaseModel):
     """Logprobs of an answer of a chat, token by token."""
 
     content: list[TokenLogprob]
+    refusal: None = None
 
 
 class Logprobs(BaseModel):

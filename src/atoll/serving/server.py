@@ -34,6 +34,10 @@ HEAD_SECONDS = 20.0
 UNREAD_SECONDS = 60.0
 """A connection ends when its client has taken nothing for so long."""
 
+KEPT_SECONDS = 75
+"""How long a connection without a request is kept: longer than clients (5 s) and proxies (60 s)
+keep theirs, so that none sends a request into one that is being closed."""
+
 _FOR_PAGES = 0.5  # seconds for a page to hear of the end
 _AFTER_GRACE = 3  # seconds for the last events to go out
 
@@ -101,6 +105,7 @@ class Server(uvicorn.Server):
             log_level="error",
             access_log=False,
             timeout_graceful_shutdown=_AFTER_GRACE,
+            timeout_keep_alive=KEPT_SECONDS,
             server_header=False,
         )
         super().__init__(config)

@@ -64,7 +64,7 @@ class Language:
 
     def prompt(self, text: str) -> list[int]:
         """The ids of a text that is to be continued; of an empty one, the beginning of a text."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+        ids = _ids(self._tokenizer, text, add_special_tokens=True)
         return ids or [min(self.stop_ids)]
 
     def chat(self, messages: Messages) -> list[int]:
@@ -88,9 +88,9 @@ class Language:
         ids: list[int] = []
         for number, part in enumerate(re.split(f"{mark}([0-9]+)\ue001", text)):
             if number % 2 == 1:
-                ids += self._tokenizer.encode(kept[int(part)], add_special_tokens=False).ids
+                ids += _ids(self._tokenizer, kept[int(part)], add_special_tokens=False)
             else:
-                ids += self._with_special.encode(part, add_special_tokens=False).ids
+                ids += _ids(self._with_special, part, add_special_tokens=False)
         return ids or [min(self.stop_ids)]
 
     def check_ids(self, ids: Sequence[int]) -> None:
@@ -122,6 +122,14 @@ class Language:
             return raw.decode(), raw
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), raw
+
+
+def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """The ids of a text. By the call for many texts: the one for a single text keeps the
+    interpreter's lock, and 4 MiB of text would stop every other answer for seconds."""
+    (found,) = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    ids: list[int] = found.ids
+    return ids
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:

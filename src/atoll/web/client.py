@@ -89,9 +89,11 @@ class Endpoint:
 
     def _client(self, key: str) -> httpx.AsyncClient:
         """To this server and no other: no proxy of the environment, no redirect, no time limit
-        on an answer, which may wait in the server's queue."""
+        on an answer, which may wait in the server's queue. Refused for what can be no key."""
         import httpx
 
+        if not (key.isascii() and key.isprintable()):  # no header can carry it, no server has it
+            raise Refused("wrong_key")
         return httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},

@@ -84,7 +84,8 @@ const atoll = (() => {
     // `now` are the components that `restore` fills, in page.py's order, as they are at first.
     restore([, , , , ...defaults]) {
       const chat = read(sessionStorage, "chat", null) ?? read(localStorage, "chat", []);
-      const settings = read(localStorage, "settings", defaults);
+      let settings = read(localStorage, "settings", defaults);
+      if (settings.length !== defaults.length) settings = defaults; // another version's
       const here = (name) => read(sessionStorage, name, "");
       return [language, here("key"), here("draft"), chat, ...settings];
     },

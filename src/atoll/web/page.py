@@ -15,7 +15,7 @@ from atoll.planning.svg import escape, tag
 from atoll.web.client import Endpoint, Message, Refused
 from atoll.web.look import icon
 from atoll.web.run_tab import RunTab
-from atoll.web.talk import Step, Talk
+from atoll.web.talk import Step, Talk, turns
 from atoll.web.words import LANGUAGES, say, words
 
 LOCALES = {"en": "en", "zh": "zh-CN"}
@@ -197,6 +197,7 @@ class _Page:
     async def _enter(self, key: str, language: str) -> Update:
         """Show the page if no key is needed or this is the one."""
         closed = {self.gate: gr.skip()}
+        key = key.strip()  # what is pasted often brings a space
         if self.with_key:
             if not key:
                 return closed
@@ -224,6 +225,7 @@ class _Page:
         if not message.strip():
             yield {self.message: gr.skip()}
             return
+        yield {self.message: ""}  # it stands in the conversation; what is typed from now on stays
         history = [*_plain(history), {"role": "user", "content": message}]
         async for update in self._answer(history, *given, visitor=request.session_hash):
             yield update
@@ -246,7 +248,12 @@ class _Page:
     ) -> AsyncIterator[Update]:
         """The conversation goes on from the changed message; what came after it is dropped."""
         index = edit.index if isinstance(edit.index, int) else edit.index[0]
-        plain = [*_plain(history)[:index], {"role": "user", "content": str(edit.value)}]
+        plain, text = _plain(history), str(edit.value)
+        if not text.strip():  # nothing to say: as it was
+            plain[index] = {"role": "user", "content": str(edit.previous_value)}
+            yield {self.chat: _shown(plain)}
+            return
+        plain = [*plain[:index], {"role": "user", "content": text}]
         async for update in self._answer(plain, *given, visitor=request.session_hash):
             yield update
 
@@ -266,24 +273,23 @@ class _Page:
         said = [{"role": "system", "content": system}] if system.strip() else []
         # Visitors share this server's address: the name keeps the engine's order among them fair.
         settings = {"temperature": temperature, "top_p": top_p, "user": visitor}
-        for name, text in (("max_tokens", max_tokens), ("seed", seed)):
-            if not _is_number(text, least=name == "max_tokens"):
-                told = say("no_number", language, name=say(name, language))
-                yield {self.chat: history, **self._told(told, "error", again=True)}
+        for name, text, least in (("max_tokens", max_tokens, 1), ("seed", seed, 0)):
+            if not _is_number(text, least=least):
+                told = say("no_number", language, name=say(name, language), least=least)
+                yield {self.chat: _shown(history), **self._told(told, "error", again=True)}
                 return
             settings |= {name: int(text)} if text.strip() else {}
         yield {
-            self.chat: history,
-            self.message: "",
+            self.chat: _shown(history),
             **self._told(say("waiting", language), "info", again=False),
             self.send: gr.Button(visible=False),
             self.halt: gr.Button(visible=True),
         }
         waiting = True
-        async for step in self.talk.answer(visitor, [*said, *history], settings, key=key):
+        async for step in self.talk.answer(visitor, turns([*said, *history]), settings, key=key):
             text = step.text.lstrip()  # templates leave empty lines before it
             answer = [{"role": "assistant", "content": text}] if text else []
-            update: Update = {self.chat: [*history, *answer]}
+            update: Update = {self.chat: _shown([*history, *answer])}
             if step.end == "cleared":
                 update = self._empty()
             elif step.end is not None:
@@ -352,6 +358,15 @@ def _plain(history: Sequence[Mapping[str, Any]]) -> list[Message]:
             content = "".join(str(part.get("text", "")) for part in content)
         plain.append({"role": message["role"], "content": content})
     return plain
+
+
+def _shown(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as Gradio keeps them letter by letter: of a bare string it takes the tabs and the
+    indentation, which code and lists need."""
+    return [
+        {"role": one["role"], "content": [{"type": "text", "text": one["content"]}]}
+        for one in messages
+    ]
 
 
 def _is_number(text: str, *, least: int) -> bool:

@@ -33,6 +33,21 @@ class _UnderWay:
     end: str | None = None  # of its last step; None if there is to be none
 
 
+def turns(messages: Sequence[Message]) -> list[Message]:
+    """Messages as turns: what one side said before it was answered is one of them.
+
+    A visitor may go on where an answer was refused or stopped before its first word, and many
+    chat templates refuse two messages of one side in a row.
+    """
+    said: list[Message] = []
+    for one in messages:
+        role, text = one["role"], one["content"]
+        if said and said[-1]["role"] == role:
+            text = f"{said.pop()['content']}\n\n{text}"
+        said.append({"role": role, "content": text})
+    return said
+
+
 class Talk:
     """The answers under way, by visitor."""
 
