@@ -299,7 +299,8 @@ class Fleet(Noun):
     def _nothing_left(self, day: date | None) -> InputError:
         """The error for a fleet without a node on a day."""
         message = "no island has a whole node" + ("" if day is None else f" on {day}")
-        coming = [one.date for one in self.delivery if day is None or one.date > day]
+        later = [one for one in self.delivery if day is None or one.date > day]
+        coming = [one.date for one in later if one.chips("mid")]
         starts = (one.lease.start for one in self.island if one.lease is not None)
         leases = [one for one in starts if one is not None and day is not None and one > day]
         if leases and min(leases) < min(coming, default=date.max):
@@ -308,6 +309,8 @@ class Fleet(Noun):
             fix = f"the first delivery is on {min(coming)}: name that day or a later one"
             if day is not None and min(coming) > min(one.date for one in self.delivery):
                 fix = f"the next delivery is on {min(coming)}"
+        elif later:
+            fix = "no delivery is as likely as not (its probability, or its mid is 0)"
         else:
             fix = "all chips are withdrawn, or too few for a node of chips_per_node"
         return InputError(message, key="island", fix=fix)

@@ -181,6 +181,23 @@ def test_too_long_a_conversation_is_told_with_numbers(served, visit):
     assert "longer than the model can read" in told and "8192" in told
 
 
+def test_a_message_that_no_server_takes_and_what_another_version_kept(served, visit):
+    v = visit(served.url, complaints=True)
+    v.page.evaluate("""() => { sessionStorage.clear();
+        localStorage.setItem("atoll.chat", '[{"role": "user"}]');
+        localStorage.setItem("atoll.settings", '[1, 2, 3, 4, 5]'); }""")
+    v.reload()
+    v.page.evaluate("""() => { const box = document.querySelector("#message textarea");
+        box.value = "x".repeat(4.2e6); box.dispatchEvent(new Event("input", {bubbles: true})); }""")
+    v.page.click("#send")
+    v.page.wait_for_selector("#large >> text=larger than the server accepts")
+    assert len(v.page.input_value("#message textarea")) == 4_200_000, "it is kept"
+    limit_to(v, 4)
+    v.send("the cat")
+    v.answered()
+    assert v.page.locator("#large").count() == 0
+
+
 def test_chinese(served, visit):
     v = visit(served.url, locale="zh-HK", color_scheme="dark")
     page = v.page

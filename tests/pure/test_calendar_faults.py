@@ -127,3 +127,23 @@ def test_a_name_in_other_letters_is_told_in_words(capsys, tmp_path) -> None:
     paths = files(tmp_path, TEXT.replace('name = "a"', 'name = "\u6607\u817e"', 1))
     told = refused(capsys, tmp_path, *paths)
     assert "\u6607\u817e" in told and "letters from A to Z" in told and "^" not in told
+
+
+def test_deliveries_that_are_unlikely_are_no_day_to_begin_on(capsys, tmp_path) -> None:
+    """To name the day of one would be refused again."""
+    plain = "count = { low = 8, mid = 8, high = 8 }"
+    text = f"""
+[[island]]
+name = "a"
+chip = "h20"
+nodes = 0
+chips_per_node = 8
+network = {{ bandwidth = "200 Gb/s" }}
+[[delivery]]
+date = 2024-08-01
+island = "a"
+probability = 0.3
+{plain}
+"""
+    told = refused(capsys, tmp_path, *files(tmp_path, text), "--from", "2024-07-01")
+    assert "as likely as not" in told

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from atoll.backends.base import Memory
 from atoll.errors import InputError
 from atoll.model import Model
 from atoll.modeling.inference import PAGE, Inference, Piece, page_bytes
@@ -53,6 +54,9 @@ MAX_ROWS = 64
 
 USUAL_LENGTH = 2048
 """Tokens of prompt and answer for which memory is taken if nobody says how much."""
+
+DEFAULT_FREE = 1 << 30
+"""Bytes that are taken to be free where nobody says: a moderate guess."""
 
 FIRST_GUESS = 1.0
 """Seconds until a place is free, before anything was measured."""
@@ -88,7 +92,8 @@ def open_engine(
         page: positions of a page of keys and values.
         tell: gets a line before something takes seconds.
 
-    Raises InputError if the memory does not hold one page, or for a model that is not computed.
+    Raises InputError if the memory is more than there is or does not hold one page, or for a model
+    that is not computed.
     """
     import torch
 
@@ -122,8 +127,11 @@ def _num_pages(model: Model, page: int, memory: int | None, together: int, devic
     size = page_bytes(model, page)
     whole, usual = (-(-n // page) for n in (model.context, min(model.context, USUAL_LENGTH)))
     most = max(whole, usual * together)
+    there = _memory(device)
     if memory is None:
-        memory = min(most * size, _free_memory(device) // 4)
+        memory = min(most * size, (DEFAULT_FREE if there.free is None else there.free) // 4)
+    elif there.total is not None and memory > there.total:
+        raise InputError(f"there are {there.total} bytes in all", key="memory", value=memory)
     if memory < size:
         raise InputError(
             f"holds not one page of {page} positions, which takes {size} bytes",
@@ -134,13 +142,12 @@ def _num_pages(model: Model, page: int, memory: int | None, together: int, devic
     return memory // size
 
 
-def _free_memory(device: Any) -> int:
-    """Bytes free where keys and values will lie; a moderate guess where nobody says."""
+def _memory(device: Any) -> Memory:
+    """What there is where keys and values will lie."""
     from atoll import backends
 
     backend = backends.here() if device.type != "cpu" else backends.named("cpu")
-    free = backend.memory(device.index or 0).free
-    return 1 << 30 if free is None else free
+    return backend.memory(device.index or 0)
 
 
 class BuiltIn(Engine):

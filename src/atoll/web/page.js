@@ -43,22 +43,35 @@ const atoll = (() => {
   // A server that is gone cannot say so. When it is back, the page begins anew with what was kept.
   const LOOK_EVERY = 3000; // milliseconds
   let lost = null;
+  const notice = (id, text) => {
+    const told = Object.assign(document.createElement("p"), { id, className: "notice error away" });
+    told.setAttribute("role", "alert");
+    told.textContent = text;
+    document.body.append(told);
+    return told;
+  };
   const look = async () => {
     if (document.hidden) return;
     let there = false;
     try {
-      there = (await fetch("/favicon.ico", { cache: "no-store" })).ok;
+      there = (await ask.call(window, "/favicon.ico", { cache: "no-store" })).ok;
     } catch {}
     if (there && lost) {
       location.reload();
     } else if (!there && !lost) {
-      lost = Object.assign(document.createElement("p"), { id: "lost", className: "notice error" });
-      lost.setAttribute("role", "alert");
-      lost.textContent = word("away");
-      document.body.append(lost);
+      lost = notice("lost", word("away"));
     }
   };
   setInterval(look, LOOK_EVERY);
+
+  // What the gate finds too large never reaches the page's own words; Gradio says nothing of it.
+  const ask = window.fetch;
+  window.fetch = async (...given) => {
+    document.querySelector("#large")?.remove();
+    const reply = await ask.apply(window, given);
+    if (reply.status === 413) notice("large", word("too_large"));
+    return reply;
+  };
 
   // What Gradio names in English only, for those who listen; and what it names by a word of ours.
   const NAMES = {
@@ -83,9 +96,11 @@ const atoll = (() => {
   return {
     // `now` are the components that `restore` fills, in page.py's order, as they are at first.
     restore([, , , , ...defaults]) {
-      const chat = read(sessionStorage, "chat", null) ?? read(localStorage, "chat", []);
+      let chat = read(sessionStorage, "chat", null) ?? read(localStorage, "chat", []);
+      if (!Array.isArray(chat) || chat.some((one) => !Array.isArray(one?.content))) chat = [];
       let settings = read(localStorage, "settings", defaults);
-      if (settings.length !== defaults.length) settings = defaults; // another version's
+      const fits = (one, i) => typeof settings[i] === typeof one; // or another version kept them
+      if (settings.length !== defaults.length || !defaults.every(fits)) settings = defaults;
       const here = (name) => read(sessionStorage, name, "");
       return [language, here("key"), here("draft"), chat, ...settings];
     },
