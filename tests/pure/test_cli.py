@@ -1,6 +1,7 @@
 """The command line without torch: help, exit codes, messages, and what goes to which stream."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -222,6 +223,21 @@ def test_a_reader_that_goes_away_is_no_bug():
         [sys.executable, "-c", program, str(fleet)], stderr=subprocess.PIPE, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_an_argument_that_is_no_text_is_wrong_input(capsys):
+    assert main(["sample", "nowhere", "a\udcff"]) == 2
+    assert "is no text in this terminal's encoding" in capsys.readouterr().err
+
+
+def test_closed_and_poor_outputs_are_no_bug():
+    command = [sys.executable, "-c", "import sys; sys.stdout = None\nfrom atoll.cli import main\n"]
+    command[-1] += "code = main(['--version']); sys.stdout.write('x'); sys.exit(code)"
+    assert subprocess.run(command, check=False).returncode == 0
+    command[-1] = "from atoll.cli import main; main(['--version']); print('\\u4e09')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert done.stdout.endswith(b"?\n")
 
 
 def test_json_is_strict(capsys):

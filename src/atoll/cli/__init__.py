@@ -8,6 +8,7 @@ instant. This file turns errors into messages and exit codes: 0 done, 1 failed, 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import tempfile
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     its traceback goes to a file that the message names.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _require_streams()
     try:
         return _run(arguments)
     except AtollError as error:
@@ -78,6 +80,16 @@ def _run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _require_streams() -> None:
+    """Open what a caller has closed (`atoll ... >&-`), and let no terminal refuse a character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
 def _tell(text: str) -> None:
     print(f"atoll: {text}", file=sys.stderr, flush=True)
 
@@ -89,7 +101,7 @@ def _write_traceback(arguments: Sequence[str]) -> Path:
     logs = next((path / "logs" for path in named if (path / "run.json").is_file()), None)
     folder = logs if logs is not None and os.access(logs, os.W_OK) else None
     descriptor, name = tempfile.mkstemp(prefix="atoll-bug-", suffix=".log", dir=folder)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
         print("atoll", *arguments, file=file)
         traceback.print_exc(file=file)
     return Path(name)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli.output import Json, note, print_json, print_pairs
+from atoll.errors import InputError
 
 Source = Annotated[
     Path,
@@ -74,6 +75,9 @@ def sample(
     """
     from atoll.training.export import open_voice
 
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        fix = "for UTF-8 set LC_ALL=C.UTF-8"
+        raise InputError("is no text in this terminal's encoding", key="prompt", fix=fix)
     voice = open_voice(model, step=step, report=note)
     stream = sys.stderr if json else sys.stdout
     stream.write(prompt)
