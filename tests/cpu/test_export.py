@@ -126,6 +126,13 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_step_without_a_checkpoint_is_wrong_input(run, tmp_path, capsys):
+    for command in (["sample", str(run)], ["export", str(run), "--to", str(tmp_path / "out")]):
+        assert main([*command, "--step", "3"]) == 2
+        assert "kept: 2, 4" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_there_already_is_not_overwritten(run, tmp_path):
     (tmp_path / "out").mkdir()
     export_run(run, tmp_path / "out", report=no_report)
@@ -214,5 +221,3 @@ def test_the_commands(run, tmp_path, capsys):
     assert found["tokens"] <= 8
 
     assert main(["sample", str(out), "The", "--top-p", "0"]) == 2
-    assert main(["export", str(run), "--to", str(tmp_path / "x"), "--step", "3"]) == 1
-    assert "steps found: 2, 4" in capsys.readouterr().err

@@ -211,7 +211,7 @@ class BuiltIn(Engine):
             free = self._scheduler.max_running - (len(self._live) - self._num_waiting)
             if self._num_waiting >= self._max_queue + max(0, free):
                 raise Busy(
-                    f"{self._num_waiting} requests are waiting already",
+                    f"the queue is full: {self._num_waiting} waiting",
                     retry_after=self._between_ends,
                 )
             self._num_waiting += 1

@@ -73,8 +73,13 @@ def load_run(run: Path, *, step: int | None, report: Report) -> tuple[Loaded, in
     """The model of a run with the weights of a checkpoint, still on disk, and its step.
 
     The newest one that is intact, damage being told through `report`, or exactly `step`.
+    InputError for a step that has none.
     """
     folder = RunFolder.open(run)
+    steps = checkpoint.list_steps(folder.checkpoints_path)
+    if step is not None and step not in steps:
+        kept = ", ".join(map(str, steps)) or "none"
+        raise InputError(f"has no checkpoint; kept: {kept}", file=run, key="step", value=step)
     saved = checkpoint.read(folder.checkpoints_path, step, report=report, fall_back=step is None)
     shapes = saved.shapes("weights")
     model = folder.recipe().model.with_vocab(shapes["embedding.weight"][0])
