@@ -20,7 +20,7 @@ chat: $(VENV)/.chat data  ## serve a small real model: a page to chat, an OpenAI
 	@$(BIN)/atoll serve smollm2 --port $(PORT)
 
 test: $(VENV)/.test data lint  ## lint, types, and the whole test suite
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff check .

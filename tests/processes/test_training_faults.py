@@ -108,7 +108,7 @@ def test_an_island_that_raises_costs_its_grains_and_shows_its_traceback(
     world, reference, run, leaves_nobody
 ):
     display = Listening()
-    result = world.train("two", run, entry="raises_in_b", display=display)
+    result = world.train("three-to-one", run, entry="raises_in_b", display=display)
     assert result.fingerprint == reference.fingerprint
     (event,) = events_of(run, "failed")
     assert event["island"] == "b" and event["step"] == 4
