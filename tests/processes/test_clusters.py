@@ -104,9 +104,9 @@ def test_the_jobs_of_a_plan_train_and_end(slurm, reference, tmp_path):
     folder = RunFolder.open(slurm.run)
     assert folder.record.status.state == "finished"
     assert folder.record.status.fingerprint == reference.fingerprint
-    # Who is slow on a busy machine may get no grain.
+    # All were there to the end, by their exit codes; who is slow on a busy machine gets no grain.
     members = {name for line in ledger_of(slurm.run) for name in line.grains}
-    assert members <= set(folder.record.kinds) == {"a-0", "a-1", "b"} and lost(slurm.run) == []
+    assert members and members <= {"a-0", "a-1", "b"} and lost(slurm.run) == []
 
 
 def test_a_pilot_that_is_ended_goes_on_with_islands_of_two_kinds(slurm, wait_until):
