@@ -227,8 +227,8 @@ class Crewed:
                 self.finished.add(name)
             if not _is_end(what):
                 return name, what
-            if isinstance(what, wire.Exit) and what.status == 0 and name in self.members:
-                continue  # its goodbye may still be on the wire; the wire's end comes after it
+            if isinstance(what, wire.Exit) and what.status >= 0 and name in self.members:
+                continue  # its last words may still be on the wire; the wire's end comes after them
             if name in self.finished:
                 self._names.discard(name)  # the name is free for another island
                 continue
