@@ -30,10 +30,12 @@ def product_works() -> bool:
     """Whether products are what they should be here, with the same bits in any company."""
     draw = np.random.default_rng(0)
     x, w = (draw.standard_normal(shape).astype(np.float32) for shape in ((20, 50), (70, 50)))
-    tiles = packed(torch.from_numpy(w))
-    alone = np.concatenate([_times(x[n : n + 1], tiles) for n in range(len(x))])
-    right = np.allclose(alone[:, :70], x.astype(np.float64) @ w.T, rtol=0, atol=1e-4)
-    return right and all(np.array_equal(_times(x[:n], tiles), alone[:n]) for n in range(1, 21))
+    tiles, ones = packed(torch.from_numpy(w)), np.ones(len(x), np.float32)
+    with _ONE_AT_A_TIME:
+        alone = np.concatenate([_product(row[None], tiles, ones[:1]) for row in x])
+        right = np.allclose(alone[:, :70], x.astype(np.float64) @ w.T, rtol=0, atol=1e-4)
+        some = (np.array_equal(_product(x[:n], tiles, ones[:n]), alone[:n]) for n in range(1, 21))
+        return right and all(some)
 
 
 def step_works() -> bool:
@@ -81,7 +83,6 @@ class CpuInference(Inference):
         each = (model.layers, num_pages, model.resolved_kv_heads)
         dim = model.resolved_head_dim
         self._keys, self._values = _room((*each, dim, page)), _room((*each, page, dim))
-        self.step([Piece([0], 0, [0], True)], num_layers=0)  # compiled now, not for a request
 
     def step(
         self, pieces: Sequence[Piece], *, num_layers: int | None = None
@@ -125,9 +126,7 @@ class CpuInference(Inference):
         factors = np.empty(len(x_NC), np.float32)
         kernels.norms(x_NC, self.model.width, self._weights.epsilon, factors)
         x_NC[:, : self.model.width] *= self._norm
-        logits = np.empty((len(x_NC), len(self._head) * WIDTH), np.float32)
-        kernels.product(x_NC, self._head, factors, logits, 0)
-        return logits[:, : self.model.resolved_vocab]
+        return _product(x_NC, self._head, factors)[:, : self.model.resolved_vocab]
 
 
 def packed(weight_OI: Tensor, into: Floats | None = None) -> Floats:
@@ -197,8 +196,8 @@ def _room(shape: tuple[int, ...]) -> Floats:
     return whole[:num].reshape(shape)
 
 
-def _times(x_NI: Floats, w_BIW: Floats) -> Floats:
+def _product(x_NI: Floats, w_BIW: Floats, factors_N: Floats) -> Floats:
+    """x times a packed weight, each row times its factor, to the end of the last tile."""
     y_NO = np.empty((len(x_NI), len(w_BIW) * WIDTH), np.float32)
-    with _ONE_AT_A_TIME:
-        kernels.product(np.ascontiguousarray(x_NI), w_BIW, np.ones(len(x_NI), np.float32), y_NO, 0)
+    kernels.product(x_NI, w_BIW, factors_N, y_NO, 0)
     return y_NO

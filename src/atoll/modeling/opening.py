@@ -33,16 +33,19 @@ def open_inference(
     Call it in the thread that will compute. ``max_rows`` of a step; ``fast``: do not look for row
     counts that agree; ``tell`` gets a line before something takes seconds.
     """
-    missing = _why_not_compiled(tell) if device.type == "cpu" else ""
-    if device.type == "cpu" and not missing:
-        from atoll.modeling import cpu_inference
+    if device.type == "cpu":
+        missing = _why_not_compiled(tell)
+        if not missing:
+            from atoll.modeling import cpu_inference as cpu
 
-        if threads > 1 and cpu_inference.waits_long():
-            tell("numba finds no OpenMP here (libgomp, libomp); with it steps take half the time")
-        return cpu_inference.CpuInference(
-            model, tensors, num_pages=num_pages, page=page, threads=threads
-        ), True
-    if missing:
+            if threads > 1 and cpu.waits_long():
+                tell(
+                    "numba finds no OpenMP here (libgomp, libomp); with it steps take half the time"
+                )
+            compiled = cpu.CpuInference(
+                model, tensors, num_pages=num_pages, page=page, threads=threads
+            )
+            return compiled, True
         _log.warning("serving at less than half the speed: %s", missing)
     # OpenMP counts for each thread by itself, and the number is part of the bits.
     torch.set_num_threads(threads)
