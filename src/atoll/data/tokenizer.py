@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atoll import facts
 from atoll.data.corpora import package_file
+from atoll.data.gguf_file import fields_of, open_gguf
 from atoll.errors import InputError
 from atoll.recipe import TokenizerSpec
 
@@ -143,7 +144,7 @@ def tokenizer_from_gguf(path: Path) -> Tokenizer:
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
-    fields = _gguf_fields(path)
+    fields = fields_of(open_gguf(path), path)
     kind = fields("tokenizer.ggml.model")
     if kind != "gpt2":
         raise InputError(
@@ -174,29 +175,6 @@ def tokenizer_from_gguf(path: Path) -> Tokenizer:
         else:
             tokenizer.add_tokens(added)
     return tokenizer
-
-
-def _gguf_fields(path: Path) -> Any:
-    """A function from a metadata key to its value, or None where the file has no such key."""
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise InputError(
-            "reading a GGUF file needs the package gguf", file=path, fix="pip install gguf"
-        ) from error
-    try:
-        reader = GGUFReader(path)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise InputError(f"is not a readable GGUF file: {error}", file=path) from error
-
-    def value(key: str) -> Any:
-        field = reader.get_field(key)
-        try:
-            return None if field is None else field.contents()
-        except (ValueError, IndexError) as error:  # text that is no UTF-8 among them
-            raise InputError(f"cannot be read: {error}", file=path, key=key) from None
-
-    return value
 
 
 def _splitter(name: str, path: Path) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atoll.data.gguf_file import fields_of, open_gguf
 from atoll.errors import InputError
 from atoll.model import Model
 from atoll.modeling.loaded import (
@@ -63,8 +64,8 @@ def read(path: Path) -> Loaded:
     """
     from atoll.data.tokenizer import tokenizer_from_gguf
 
-    reader = _open(path)
-    value = _values(reader, path)
+    reader = open_gguf(path)
+    value = fields_of(reader, path)
     architecture = value("general.architecture")
     if architecture not in ARCHITECTURES:
         raise InputError(
@@ -113,38 +114,6 @@ def _template_tokens(value: Callable[[str], Any]) -> dict[str, str]:
         if index is not None and 0 <= int(index) < len(tokens):
             found[name] = str(tokens[int(index)])
     return found
-
-
-def _open(path: Path) -> Any:
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise InputError(
-            "reading a GGUF file needs the package gguf", file=path, fix="pip install gguf"
-        ) from error
-    if not path.is_file():
-        raise InputError("no such file", file=path)
-    try:
-        return GGUFReader(path)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(
-            f"is not a readable GGUF file: {error}",
-            file=path,
-            fix="It is another kind of file, or cut short: compare its size with the original.",
-        ) from error
-
-
-def _values(reader: Any, path: Path) -> Callable[[str], Any]:
-    """A function from a metadata key to its value, None where the file lacks the key."""
-
-    def value(key: str) -> Any:
-        field = reader.get_field(key)
-        try:
-            return None if field is None else field.contents()
-        except (ValueError, IndexError) as error:  # text that is no UTF-8 among them
-            raise InputError(f"cannot be read: {error}", file=path, key=key) from None
-
-    return value
 
 
 def _model_of(
